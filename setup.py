@@ -1,0 +1,42 @@
+"""The one thing setup.cfg cannot say: the optional C module, multicast._batch.
+
+The package does everything without it, so a machine without a compiler gets a working, slower installation. Two
+environment variables decide otherwise:
+
+MULTICAST_REQUIRE_EXT=1  a module that does not build is an error (for those who make wheels, and for the tests)
+MULTICAST_PURE=1         the module is left out
+"""
+
+import os
+from pathlib import Path
+
+from setuptools import Extension, setup
+
+SOURCE = "multicast/_batch.c"
+
+
+def wanted(variable: str) -> bool:
+    return os.environ.get(variable, "") not in ("", "0")
+
+
+pure, required = wanted("MULTICAST_PURE"), wanted("MULTICAST_REQUIRE_EXT")
+if pure and required:
+    raise SystemExit("MULTICAST_PURE=1 leaves out what MULTICAST_REQUIRE_EXT=1 demands; set only one of them.")
+
+if pure or not Path(__file__).with_name("multicast").joinpath("_batch.c").exists():
+    setup()
+else:
+    setup(
+        ext_modules=[
+            Extension(
+                "multicast._batch",
+                [SOURCE],
+                # The limited API of 3.11: one wheel serves every later version.
+                define_macros=[("Py_LIMITED_API", "0x030B0000")],
+                py_limited_api=True,
+                extra_compile_args=["-Wall", "-Wextra"],
+                optional=not required,
+            )
+        ],
+        options={"bdist_wheel": {"py_limited_api": "cp311"}},
+    )
