@@ -1,9 +1,9 @@
 """The one thing setup.cfg cannot say: the optional C module, multicast._batch.
 
-The package does everything without it, so a machine without a compiler gets a working, slower installation. Two
-environment variables decide otherwise:
+The package does everything without it, so a machine without a compiler gets a working, slower installation.
+Two environment variables decide otherwise:
 
-MULTICAST_REQUIRE_EXT=1  a module that does not build is an error (for those who make wheels, and for the tests)
+MULTICAST_REQUIRE_EXT=1  a module that does not build is an error (for makers of wheels, and for the tests)
 MULTICAST_PURE=1         the module is left out
 """
 
@@ -21,7 +21,7 @@ def wanted(variable: str) -> bool:
 
 pure, required = wanted("MULTICAST_PURE"), wanted("MULTICAST_REQUIRE_EXT")
 if pure and required:
-    raise SystemExit("MULTICAST_PURE=1 leaves out what MULTICAST_REQUIRE_EXT=1 demands; set only one of them.")
+    raise SystemExit("MULTICAST_PURE=1 leaves out what MULTICAST_REQUIRE_EXT=1 demands; set one of them.")
 
 if pure or not Path(__file__).with_name("multicast").joinpath("_batch.c").exists():
     setup()

@@ -1,7 +1,8 @@
 """What all tests share: what they need, what they may use, and that they leave nothing behind.
 
-The process is in its private network namespace already (see the conftest.py above this folder). Where the system
-refuses that, only tests marked `lo_alone` may touch the network; all others are skipped as soon as they try.
+The process is in its private network namespace already (see the conftest.py above this folder). Where the
+system refuses that, only tests marked `lo_alone` may touch the network; all others are skipped as soon as
+they try.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def pytest_report_header() -> str:
     return f"network: private namespace, as {'root' if netns.real_root else 'an ordinary user'}"
 
 
-# -- what a test needs ------------------------------------------------------------------------------------------------
+# -- what a test needs ---------------------------------------------------------------------------------------
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -74,7 +75,7 @@ if not netns.private:
             _may_use_network = True
 
 
-# -- what a test leaves behind ----------------------------------------------------------------------------------------
+# -- what a test leaves behind -------------------------------------------------------------------------------
 
 
 def _descriptors() -> Counter[str]:
@@ -118,7 +119,8 @@ def _memberships() -> Counter[str]:
     igmp6 = Path("/proc/self/net/igmp6")
     for line in igmp6.read_text().splitlines() if igmp6.exists() else ():
         words = line.split()
-        found[f"membership of {socket.inet_ntop(socket.AF_INET6, bytes.fromhex(words[2]))} on {words[1]}"] += int(words[3])
+        group = socket.inet_ntop(socket.AF_INET6, bytes.fromhex(words[2]))
+        found[f"membership of {group} on {words[1]}"] += int(words[3])
     return found
 
 
@@ -157,7 +159,7 @@ def leaves_nothing_behind() -> Iterator[None]:
         pytest.fail("the test left behind\n" + "\n".join(lines), pytrace=False)
 
 
-# -- what a test may use ----------------------------------------------------------------------------------------------
+# -- what a test may use -------------------------------------------------------------------------------------
 
 
 @pytest.fixture

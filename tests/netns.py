@@ -1,9 +1,10 @@
 """Private network namespaces: the one the tests run in, and others that stand for hosts on a wire.
 
 A namespace lives as long as a process or a descriptor refers to it. So a host here is nothing but an open
-/proc/self/ns/net, made by leaving for a new namespace and coming back; when the descriptor is closed, also because
-the test run was killed, the namespace and every wire to it are gone. Nothing has a name that could collide or be left
-over. An ordinary user gets the same powers from a user namespace (user_namespaces(7)), which `enter` makes.
+/proc/self/ns/net, made by leaving for a new namespace and coming back; when the descriptor is closed, also
+because the test run was killed, the namespace and every wire to it are gone. Nothing has a name that could
+collide or be left over. An ordinary user gets the same powers from a user namespace (user_namespaces(7)),
+which `enter` makes.
 
 Run as a program, `python netns.py COMMAND...` replaces itself with a command in a private namespace.
 """
@@ -21,15 +22,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-# clone(2). The os module has unshare and setns from Python 3.12 on; until that is the oldest, the C library's serve.
+# clone(2). The os module has unshare and setns from Python 3.12 on; until that is the oldest, the C library's
+# serve.
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
 # Programs of the administrator are not on every user's PATH.
-os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
+os.environ["PATH"] = os.environ.get("PATH", os.defpath) + ":/usr/local/sbin:/usr/sbin:/sbin"
 
 #: Whether `enter` succeeded: this process is in a network namespace of its own.
 private = False
@@ -48,17 +50,17 @@ def _call(function: Callable[..., int], *args: int) -> None:
 def enter() -> bool:
     """Move this process into a private network namespace with `lo` up and multicast routed to it.
 
-    Must be called from the main thread, before other threads exist: a user namespace is given to single-threaded
-    processes only, and /proc/self/net shows what the main thread sees. Returns whether it succeeded; `reason` tells
-    why not.
+    Must be called from the main thread, before other threads exist: a user namespace is given to
+    single-threaded processes only, and /proc/self/net shows what the main thread sees. Returns whether it
+    succeeded; `reason` tells why not.
     """
     global private, reason
     if shutil.which("ip") is None:
         reason = "the program `ip` is missing (Debian: apt-get install iproute2)"
         return False
     for flags in (CLONE_NEWNET, CLONE_NEWNET | CLONE_NEWUSER):
-        # A namespace cannot be left again for the one before without root's powers, and some systems give one without
-        # the right to configure it. So a child tries first.
+        # A namespace cannot be left again for the one before without root's powers, and some systems give one
+        # without the right to configure it. So a child tries first.
         child = os.fork()
         if child == 0:
             status = errno.EPERM
@@ -92,7 +94,7 @@ def _enter(flags: int) -> None:
 
 
 def _set_up(*commands: str, metric: int) -> None:
-    """Bring up `lo` in the namespace we are in; the metric says whether it comes before or after other wires."""
+    """Bring up `lo` in the namespace we are in; the metric puts it before or after the wires."""
     _ip("link set lo up", *commands)
     defaults = Path("/proc/sys/net/ipv6/conf/default")
     if defaults.exists():
@@ -119,6 +121,11 @@ class Host:
 
     def __repr__(self) -> str:
         return f"<Host {self.name}>"
+
+    @property
+    def path(self) -> str:
+        """A file that stands for the namespace, as `ip` and nsenter take it."""
+        return f"/proc/{os.getpid()}/fd/{self._fd}"
 
     @contextmanager
     def inside(self) -> Iterator[None]:
@@ -147,7 +154,7 @@ class Host:
             Path("/proc/sys/net", *key.split(".")).write_text(str(value))
 
     def popen(self, command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
-        """Start a program on this host, by default with pipes for text; it is ended with the lab at the latest."""
+        """Start a program on this host, by default with pipes for text; closing the lab ends it."""
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
         options.setdefault("stdin", subprocess.DEVNULL)
         with self.inside():
@@ -155,7 +162,9 @@ class Host:
         self._processes.append(process)
         return process
 
-    def run(self, command: Sequence[str], timeout: float = 20, **options: Any) -> subprocess.CompletedProcess[Any]:
+    def run(
+        self, command: Sequence[str], timeout: float = 20, **options: Any
+    ) -> subprocess.CompletedProcess[Any]:
         """Run a program on this host to its end, by default with its output captured as text."""
         options = {"capture_output": True, "text": True, **options}
         if "input" not in options:
@@ -220,10 +229,11 @@ class Lab:
     def link(self, a: Host, a_device: str, b: Host, b_device: str, net: int = 0) -> None:
         """Join two hosts by a wire with a network device at each end.
 
-        The ends get 10.99.`net`.1 and .2 (/24), fd99:0:0:`net`::1 and ::2 (/64), and a route for all IPv4 groups; of
-        several such routes on a host the one with the lowest `net` is used, and on `Lab.here` that of `lo`.
+        The ends get 10.99.`net`.1 and .2 (/24), fd99:0:0:`net`::1 and ::2 (/64), and a route for all IPv4
+        groups; of several such routes on a host the one with the lowest `net` is used, and on `Lab.here` that
+        of `lo`.
         """
-        a.ip(f"link add {a_device} type veth peer name {b_device} netns /proc/{os.getpid()}/fd/{b._fd}")
+        a.ip(f"link add {a_device} type veth peer name {b_device} netns {b.path}")
         if self.here in (a, b):
             # Other hosts take their devices with them when they go, but in the kernel's own time.
             device = a_device if a is self.here else b_device
@@ -236,13 +246,13 @@ class Lab:
     def segment(self, *hosts: Host, device: str = "v0", net: int = 0) -> Host:
         """Join any number of hosts by a switch without IGMP snooping, and return the switch.
 
-        Each host gets a device of the given name, and the addresses of `link` numbered from 1 in the order given. The
-        switch has their other ends as p1, p2 ... in the bridge br0.
+        Each host gets a device of the given name, and the addresses of `link` numbered from 1 in the order
+        given. The switch has their other ends as p1, p2 ... in the bridge br0.
         """
         switch = self.host("switch")
         switch.ip("link add br0 type bridge mcast_snooping 0", "link set br0 up")
         for number, host in enumerate(hosts, 1):
-            switch.ip(f"link add p{number} type veth peer name {device} netns /proc/{os.getpid()}/fd/{host._fd}")
+            switch.ip(f"link add p{number} type veth peer name {device} netns {host.path}")
             if host is self.here:
                 self._stack.callback(self.here.ip, f"link del {device}")
             switch.ip(f"link set p{number} master br0", f"link set p{number} up")
@@ -273,9 +283,9 @@ class Lab:
         tentative = 0x40  # IFA_F_TENTATIVE, linux/if_addr.h
         with host.inside():
             while time.monotonic() < deadline:
-                lines = [line.split() for line in Path("/proc/thread-self/net/if_inet6").read_text().splitlines()]
-                ours = [line for line in lines if line[5] == device]
-                if len(ours) >= 2 and not any(int(line[4], 16) & tentative for line in ours):
+                table = Path("/proc/thread-self/net/if_inet6").read_text()
+                ours = [words for words in map(str.split, table.splitlines()) if words[5] == device]
+                if len(ours) >= 2 and not any(int(words[4], 16) & tentative for words in ours):
                     return
                 time.sleep(0.002)
         raise TimeoutError(f"{device} on {host.name} has no working IPv6 addresses after 10 s")
@@ -284,7 +294,7 @@ class Lab:
         """End all programs, remove all wires and hosts. Closing twice is harmless."""
         self._stack.close()
 
-    def __enter__(self) -> Lab:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -294,8 +304,8 @@ class Lab:
 def main() -> None:
     """Replace this process by a command in a private namespace.
 
-    With --or-skip in front, say why and succeed where there can be none; without, fail. In no case does the command
-    run in the network we came from.
+    With --or-skip in front, say why and succeed where there can be none; without, fail. In no case does the
+    command run in the network we came from.
     """
     arguments = sys.argv[1:]
     skip = arguments[:1] == ["--or-skip"]

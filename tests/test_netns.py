@@ -21,10 +21,11 @@ RECEIVER = """
     s.settimeout(10)
     s.bind(("", 4242))
     index = socket.if_nametoindex(device)
+    address = socket.inet_pton(family, group)
     if family == socket.AF_INET6:
-        s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, socket.inet_pton(family, group) + struct.pack("@i", index))
+        s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, address + struct.pack("@i", index))
     else:
-        s.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, socket.inet_aton(group) + struct.pack("@4xi", index))
+        s.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, address + struct.pack("@4xi", index))
     print("joined", flush=True)
     packet, sender = s.recvfrom(100)
     print(packet.decode(), sender[0], flush=True)
@@ -40,6 +41,7 @@ SENDER = """
 def hear(host: netns.Host, group: str, device: str, sender: netns.Host) -> str:
     """Return what `host` prints about the packet that `sender` sends."""
     receiver = host.popen(netns.python(RECEIVER, group, device))
+    assert receiver.stdout is not None
     assert receiver.stdout.readline() == "joined\n"
     sender.python(SENDER, group)
     output, errors = receiver.communicate(timeout=20)
@@ -105,7 +107,7 @@ def test_closing_a_lab_ends_its_programs_and_removes_its_devices() -> None:
 
 
 def test_what_fails_on_a_host_is_told_with_its_output(lab: netns.Lab) -> None:
-    with pytest.raises(AssertionError, match="(?s)on other: exit code 1.*ZeroDivisionError"):
+    with pytest.raises(AssertionError, match=r"(?s)on other: exit code 1.*ZeroDivisionError"):
         lab.host("other").python("1 / 0")
 
 
@@ -116,7 +118,7 @@ def test_our_own_network_is_private() -> None:
     assert os.geteuid() == 0
 
 
-# -- the frame of the test run itself, on a small copy of it ----------------------------------------------------------
+# -- the frame of the test run itself, on a small copy of it -------------------------------------------------
 
 
 @pytest.fixture
@@ -132,7 +134,9 @@ def run_pytest(frame: Path, tests: str, *wrapper: str) -> str:
     """Run pytest over these tests and return what it prints."""
     (frame / "tests" / "test_it.py").write_text(textwrap.dedent(tests))
     command = [*wrapper, sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
-    done = subprocess.run(command, cwd=frame, capture_output=True, text=True, timeout=50, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        command, cwd=frame, capture_output=True, text=True, timeout=50, stdin=subprocess.DEVNULL
+    )
     return done.stdout + done.stderr
 
 
@@ -156,7 +160,8 @@ def test_what_a_test_leaves_behind_is_named(frame: Path) -> None:
 
         def test_membership6():
             s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
-            s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, bytes([255, 2, *[0] * 12, 66, 66, 1, 0, 0, 0]))
+            group = socket.inet_pton(socket.AF_INET6, "ff02::4242")
+            s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, group + bytes([1, 0, 0, 0]))
             kept.append(s)
 
         def test_thread():
@@ -229,5 +234,5 @@ def test_where_namespaces_are_forbidden_only_tests_for_lo_alone_touch_the_networ
 
 @pytest.mark.needs_namespaces
 def test_a_command_may_be_run_in_a_private_namespace() -> None:
-    command = [sys.executable, netns.__file__, sys.executable, "-c", "import socket; print(socket.if_nameindex())"]
+    command = [sys.executable, netns.__file__, *netns.python("import socket; print(socket.if_nameindex())")]
     assert subprocess.run(command, capture_output=True, text=True, timeout=20).stdout == "[(1, 'lo')]\n"
