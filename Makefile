@@ -1,0 +1,48 @@
+# make test     run everything that is checked, on every Python here from 3.11 on
+# make demo     see the library work, without a network
+# make docs     build the documentation
+# make bench    measure
+# make clean    remove what these made
+#
+# Each makes the virtual environment it needs, in .venv; nothing is installed outside this directory.
+
+PYTHONS := $(shell tools/interpreters)
+PYTHON ?= $(firstword $(PYTHONS))
+TOX = .venv/tox/bin/tox run --discover $(PYTHONS)
+
+.PHONY: test demo docs bench clean python
+
+test: .venv/tox/done
+	$(TOX)
+
+docs: .venv/tox/done
+	$(TOX) -e docs
+
+demo: .venv/demo/done
+	.venv/demo/bin/multicast demo
+
+# In a network namespace of its own: what is measured are our own packets, and nobody else sees them.
+bench: .venv/demo/done
+	.venv/demo/bin/python tests/netns.py .venv/demo/bin/python benchmarks/run.py
+
+.venv/tox/done: | python
+	$(PYTHON) -m venv .venv/tox
+	.venv/tox/bin/python -m pip install --quiet --disable-pip-version-check 'tox >= 4.12'
+	touch $@
+
+# Editable, so that changes of the package are seen at once; made anew when what is installed with it changes.
+.venv/demo/done: setup.cfg setup.py $(wildcard multicast/*.c) | python
+	$(PYTHON) -m venv .venv/demo
+	.venv/demo/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[cli]'
+	touch $@
+
+python:
+	@test -n '$(PYTHON)' || { \
+	    echo 'No Python from 3.11 on with the modules venv and ensurepip was found.' >&2; \
+	    echo 'Install one (Debian: apt-get install python3-venv), or name yours: make PYTHON=/path/to/python' >&2; \
+	    exit 1; }
+
+clean:
+	rm -rf .venv .tox build dist docs/_build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -f multicast/*.so
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
