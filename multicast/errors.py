@@ -1,0 +1,191 @@
+"""What can go wrong, in words.
+
+The tree is short, and every class is also the built-in exception a caller would catch anyway::
+
+    MulticastError
+     +-- ArgumentError      ValueError               a TTL, port, size or limit out of its range
+     |    +-- GroupError                             not a group address, or not written as one
+     |    +-- FilterError                            a filter that cannot be compiled or called
+     |    +-- PacketSizeError                        more bytes than one datagram holds
+     +-- PacketTypeError    TypeError                a packet that is neither bytes nor text
+     +-- InterfaceError     LookupError              no such interface, or none that can be used
+     +-- RegistrationError  TypeError, ValueError    an object that a poller cannot drive
+     +-- FrameError         ValueError               a peer's stream does not keep to its framing
+     +-- CaptureError       ValueError               a capture file that cannot be read
+     +-- NoReply            TimeoutError             nobody answered in time
+
+An `OSError` from the kernel is never wrapped: it keeps its class, its errno and its traceback, and `advise`
+adds a note (`BaseException.add_note`) that says what the error means for this operation and what to do.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+__all__ = [
+    "ArgumentError",
+    "CaptureError",
+    "FilterError",
+    "FrameError",
+    "GroupError",
+    "InterfaceError",
+    "MulticastError",
+    "NoReply",
+    "PacketSizeError",
+    "PacketTypeError",
+    "RegistrationError",
+    "advise",
+]
+
+
+class MulticastError(Exception):
+    """The root of everything this package raises on its own account."""
+
+
+class ArgumentError(MulticastError, ValueError):
+    """An argument is outside its range; the message names it and shows its value."""
+
+
+class GroupError(ArgumentError):
+    """The text or address does not name a multicast group (RFC 5771, RFC 4291 section 2.7)."""
+
+
+class FilterError(ArgumentError):
+    """The filter is neither a callable nor a regular expression, or does not compile."""
+
+
+class PacketSizeError(ArgumentError):
+    """The packet is longer than one UDP datagram can be."""
+
+
+class PacketTypeError(MulticastError, TypeError):
+    """The packet is neither bytes-like nor text."""
+
+
+class InterfaceError(MulticastError, LookupError):
+    """There is no such network interface, or none that can do what was asked."""
+
+
+class RegistrationError(MulticastError, TypeError, ValueError):
+    """The object cannot be driven by a poller; nothing was registered."""
+
+
+class FrameError(MulticastError, ValueError):
+    """A peer sent bytes that do not keep to the framing of its stream."""
+
+
+class CaptureError(MulticastError, ValueError):
+    """A capture file is malformed, cut short or of an unknown kind; the message gives the offset in bytes."""
+
+
+class NoReply(MulticastError, TimeoutError):
+    """No reply came within the time given."""
+
+
+_SYSCTL = "/proc/sys/"
+
+# (operation, errno) -> what it means and what to do. `{name}` is filled from the context given to `advise`;
+# `{sysctl:path}` from the running kernel. Meanings: ip(7), ipv6(7), udp(7), packet(7), epoll_ctl(2).
+_ADVICE: dict[tuple[str, int], str] = {
+    ("join", errno.ENODEV): (
+        "The kernel knows no interface for {group}. Interfaces there are: {interfaces}. Name one of them with interface=."
+    ),
+    ("join", errno.ENOBUFS): (
+        "The limit of memberships or sources is reached: net.ipv4.igmp_max_memberships is"
+        " {sysctl:net/ipv4/igmp_max_memberships} groups for each socket, net.ipv4.igmp_max_msf is"
+        " {sysctl:net/ipv4/igmp_max_msf} sources for each group, net.ipv6.mld_max_msf is {sysctl:net/ipv6/mld_max_msf}."
+        " Raise it (sysctl -w), or use fewer interfaces or sources in one listener."
+    ),
+    ("join", errno.EADDRINUSE): "This socket has joined {group} on that interface already.",
+    ("join", errno.EADDRNOTAVAIL): (
+        "{group} cannot be joined there: the interface has no {family} address, or {family} is switched off on it."
+    ),
+    ("join", errno.EINVAL): "The kernel refuses this pair of group and source; both must be of one family.",
+    ("bind", errno.EADDRINUSE): (
+        "Another program holds port {port} and does not share it. It would have to set SO_REUSEADDR and SO_REUSEPORT"
+        " before it binds. `ss -ulnp 'sport = :{port}'` shows which one; stop it, or use another port."
+    ),
+    ("bind", errno.EADDRNOTAVAIL): (
+        "{address} is not an address of this host; addresses there are: {interfaces}. Give one of them as source_ip=."
+    ),
+    ("bind", errno.EACCES): "Ports below 1024 need root or CAP_NET_BIND_SERVICE. Use a port from 1024 on.",
+    ("bind", errno.EINVAL): "The address needs an interface: a link-local group is bound on one interface only.",
+    ("open", errno.EMFILE): (
+        "This process has reached its limit of open descriptors (ulimit -n). Close listeners that are no longer"
+        " needed, or raise the limit."
+    ),
+    ("open", errno.ENFILE): "The whole system has reached its limit of open files (fs.file-max).",
+    ("open", errno.EAFNOSUPPORT): "This kernel has no {family}.",
+    ("send", errno.ENETUNREACH): (
+        "This host has no route to {address}. Name the interface to send by with interface=, or add a route:"
+        " ip route add {net} dev INTERFACE."
+    ),
+    ("send", errno.EHOSTUNREACH): "{address} cannot be reached from this host.",
+    ("send", errno.ENETDOWN): "The interface is down. Bring it up: ip link set dev INTERFACE up.",
+    ("send", errno.ENODEV): "The interface is gone. Interfaces there are: {interfaces}.",
+    ("send", errno.ENXIO): "The interface is gone. Interfaces there are: {interfaces}.",
+    ("send", errno.EADDRNOTAVAIL): "The source address is gone from this host. Addresses there are: {interfaces}.",
+    ("send", errno.EMSGSIZE): (
+        "The packet does not fit: an IPv4 datagram carries at most 65507 bytes, an IPv6 one 65527; 1472 and 1452 avoid"
+        " fragments on Ethernet."
+    ),
+    ("send", errno.ENOBUFS): (
+        "The queue of the outgoing interface is full and stayed full. Send more slowly (rate=, interval=), or make"
+        " the queue longer: ip link set dev INTERFACE txqueuelen N."
+    ),
+    ("send", errno.EPERM): "A local firewall rule drops this packet. `nft list ruleset` or `iptables -L -n` (as root) shows which.",
+    ("send", errno.EACCES): "{address} is a broadcast address; this library sends to groups and single hosts only.",
+    ("send", errno.EINVAL): "The kernel refuses {address} as a destination; port 0 cannot be sent to.",
+    ("send", errno.ECONNREFUSED): "No program listens at {address}; its host said so.",
+    ("register", errno.EPERM): "This kind of file cannot be polled; epoll takes sockets, pipes and the like, not regular files.",
+    ("register", errno.EBADF): "The descriptor is closed already.",
+    ("register", errno.EEXIST): "Another object is registered with the same descriptor: {other}. Unregister it first.",
+    ("register", errno.ELOOP): "Pollers cannot be registered in a circle.",
+    ("register", errno.EINVAL): "A poller cannot be registered with itself.",
+    ("register", errno.ENOSPC): "The limit of watched descriptors is reached: fs.epoll.max_user_watches.",
+}
+
+
+def _sysctl(path: str) -> str:
+    try:
+        with open(_SYSCTL + path, encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return "unknown"
+
+
+class _Context(dict[str, str]):
+    def __missing__(self, key: str) -> str:
+        return f"the {key}"
+
+
+def advise(error: OSError, operation: str, **context: object) -> OSError:
+    """Add to `error` what it means for `operation` and what to do about it; return the same error.
+
+    `operation` is one of ``open bind join leave send receive register``. `context` fills the names in the text.
+    An error the table does not know is returned as it came, and one that has a note keeps the note it has.
+    """
+    text = _ADVICE.get((operation, error.errno or 0))
+    if text is None or getattr(error, "__notes__", None):
+        return error
+    while "{sysctl:" in text:
+        before, _, rest = text.partition("{sysctl:")
+        path, _, after = rest.partition("}")
+        text = before + _sysctl(path) + after
+    words = _Context({name: str(value) for name, value in context.items()})
+    error.add_note(text.format_map(words))
+    return error
+
+
+def describe(error: BaseException) -> str:
+    """Return `error` as one line for a person: what happened, then the notes that say what to do."""
+    if isinstance(error, OSError) and error.errno is not None:
+        text = f"{os.strerror(error.errno)} (errno {error.errno}, {errno.errorcode.get(error.errno, '?')})"
+        if error.filename:
+            text = f"{error.filename}: {text}"
+    elif isinstance(error, LookupError) and error.args:
+        text = str(error.args[0])
+    else:
+        text = str(error) or type(error).__name__
+    return " ".join([text, *getattr(error, "__notes__", ())])

@@ -1,0 +1,757 @@
+"""One epoll set, the objects it drives, and their timers.
+
+Facts about epoll(7) that decide the shape of this file:
+
+* epoll reports descriptor *numbers*. A number may have been closed and given to somebody else between the
+  report and its handling, within one batch even. So a batch is resolved to registrations before any handler
+  runs, and each handler runs only if the table still holds that very registration.
+* Errors and hang-ups are reported unasked, in any mixture with the rest. They count as "readable and writable":
+  the handler meets the error in its own system call, where it has a name and a place.
+* A closed descriptor leaves the set by itself, unless a copy of it (dup, fork) lives on: then it goes on
+  reporting for ever and cannot be removed by any call. The only cure is a new set, so we build one.
+* The timeout of epoll_wait counts milliseconds, rounded up. Timers that must be finer wait on a timerfd in the
+  same set. That also makes the descriptor of the set readable when a timer is due, which is all that another
+  event loop needs to drive a poller from outside.
+* A child made by fork shares the set: what it removes there is gone for the parent. So the child drops its
+  copies at once, and starts with an empty poller.
+
+Interest is level-triggered, and nobody reads more than a batch per turn, so a flood on one descriptor leaves time
+for the others. What that costs is one epoll_wait per batch.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import os
+import select
+import socket as _socket
+import struct
+import sys
+import time
+import weakref
+from abc import ABCMeta
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from .errors import ArgumentError, RegistrationError, advise
+
+__all__ = ["Dispatcher", "HasFileno", "Poller", "Timer"]
+
+_READ = select.EPOLLIN | select.EPOLLPRI
+_WRITE = select.EPOLLOUT
+_FAULT = select.EPOLLERR | select.EPOLLHUP
+_READABLE = _READ | select.EPOLLRDHUP
+_PURGE = 64
+
+
+@runtime_checkable
+class HasFileno(Protocol):
+    """What a poller asks of an object, besides `handle_read` or `handle_write`."""
+
+    def fileno(self) -> int:
+        """Return the descriptor to watch."""
+
+
+class Timer:
+    """A call that waits for its time; made by `Poller.call_later`."""
+
+    __slots__ = ("_args", "_callback", "when")
+
+    def __init__(self, when: float, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
+        #: When the call is due, in seconds of the poller's clock.
+        self.when = when
+        self._callback: Callable[..., object] | None = callback
+        self._args = args
+
+    @property
+    def active(self) -> bool:
+        """Whether the call is still to come."""
+        return self._callback is not None
+
+    def cancel(self) -> None:
+        """Drop the call. Harmless when it was made or dropped before."""
+        self._callback = None
+        self._args = ()
+
+    def _run(self) -> None:
+        callback, args = self._callback, self._args
+        if callback is not None:
+            self.cancel()
+            callback(*args)
+
+
+class _Registration:
+    """One row of the table: this object, under this descriptor, with this interest."""
+
+    __slots__ = ("fd", "flags", "reads", "target", "writes")
+
+    def __init__(self, fd: int, target: Any, flags: int) -> None:
+        self.fd = fd
+        self.target = target
+        self.flags = flags
+        self.reads = hasattr(target, "handle_read")
+        self.writes = hasattr(target, "handle_write")
+
+
+class _Alarm:
+    """A timerfd(2) on the monotonic clock: a descriptor that becomes readable at a given time."""
+
+    # timerfd_create(2): the clock is 1; TFD_NONBLOCK and TFD_CLOEXEC are O_NONBLOCK and O_CLOEXEC.
+    _FLAGS = os.O_NONBLOCK | os.O_CLOEXEC
+
+    def __init__(self) -> None:
+        self.deadline: float | None = None
+        if sys.version_info >= (3, 13):
+            self.fd = os.timerfd_create(time.CLOCK_MONOTONIC, flags=self._FLAGS)
+        else:
+            # Until 3.13 the standard library has no timerfd; loaded only when a first timer is set.
+            import ctypes
+
+            self._ctypes = ctypes
+            self._libc = ctypes.CDLL(None, use_errno=True)
+            self.fd = self._libc.timerfd_create(time.CLOCK_MONOTONIC, self._FLAGS)
+            if self.fd < 0:
+                number = ctypes.get_errno()
+                raise OSError(number, os.strerror(number))
+
+    def set(self, delay: float) -> None:
+        """Become readable in `delay` seconds; 0 or less means as soon as can be."""
+        nanoseconds = max(1, int(delay * 1e9))
+        if sys.version_info >= (3, 13):
+            os.timerfd_settime_ns(self.fd, initial=nanoseconds)
+        else:
+            seconds, rest = divmod(nanoseconds, 1_000_000_000)
+            # struct itimerspec: interval, then value, each a timespec of two longs.
+            self._libc.timerfd_settime(self.fd, 0, struct.pack("@4l", 0, 0, seconds, rest), None)
+
+    def clear(self) -> None:
+        """Take note that it rang."""
+        self.deadline = None
+        try:
+            os.read(self.fd, 8)
+        except BlockingIOError:
+            pass
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+# Which poller holds which object, by the object's identity: objects need neither be hashable nor allow weak
+# references. A registration keeps its object alive, so an identity cannot be reused while it stands here.
+_owners: dict[int, weakref.ref[Poller]] = {}
+_pollers: weakref.WeakSet[Poller] = weakref.WeakSet()
+
+
+class Poller:
+    """A set of objects and the loop that calls them when their descriptors are ready.
+
+    It wraps `select.epoll`. The set is opened when it is first needed, so making a poller costs no descriptor.
+    `clock` gives the seconds that timers count; another than the default is for tests.
+
+    A poller is driven by one thread at a time. `stop`, `call_soon` and `close` may be called from any thread and
+    from signal handlers.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._epoll: select.epoll | None = None
+        self._wakefd = -1
+        self._alarm: _Alarm | None = None
+        self._table: dict[int, _Registration] = {}
+        self._revisit: dict[_Registration, None] = {}
+        self._calls: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._purge = _PURGE
+        self._order = itertools.count()
+        self._sleeping = False
+        self._stopped = False
+        self._closing = False
+        self._exposed = False
+        _pollers.add(self)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} with {len(self._table)} registered, {'polling' if self.polling else 'stopped'}>"
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __bool__(self) -> bool:
+        # A poller is a thing, not a container that is false when empty: `poller or default` must not surprise.
+        return True
+
+    def __contains__(self, fd: HasFileno) -> bool:
+        return self._find(fd) is not None
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([registration.target for registration in self._table.values()])
+
+    # -- the table -------------------------------------------------------------------------------------------------
+
+    def register(self, fd: HasFileno, flags: int = 0) -> None:
+        """Watch `fd` and call its `handle_read` and `handle_write` when it is ready.
+
+        `fd` is an object with `fileno()` and at least one of `handle_read()`, called for EPOLLIN and EPOLLPRI, and
+        `handle_write()`, called for EPOLLOUT. With `flags` 0 the interest follows from the methods it has; otherwise
+        `flags` are the epoll events to watch for. An optional `handle_error(exc)` receives what a handler raised.
+
+        The poller keeps the object alive until it is unregistered. An object belongs to one poller: registering it
+        with another moves it there, registering it again sets its flags. Raises `RegistrationError` for an object
+        that cannot be driven and `OSError` for a descriptor that cannot be watched; nothing is changed then.
+        """
+        number = self._number(fd)
+        interest = self._interest(fd, flags)
+        epoll = self._epoll or self._open()
+        present = self._table.get(number)
+        if present is not None and present.target is fd:
+            self.modify(fd, flags)
+            return
+        try:
+            epoll.register(number, interest)
+        except OSError as error:
+            other = "" if present is None else repr(present.target)
+            raise advise(error, "register", other=other) from None
+        owner = _owners.get(id(fd))
+        held_by = owner() if owner is not None else None
+        if held_by is not None:
+            held_by.unregister(fd)
+        if present is not None:  # closed behind our back; its number came round again
+            self._forget(present)
+        registration = _Registration(number, fd, interest)
+        self._table[number] = registration
+        _owners[id(fd)] = weakref.ref(self)
+        self._stopped = False
+        if isinstance(fd, Dispatcher):
+            fd.poller = self
+        if getattr(fd, "pending", 0):
+            self._revisit[registration] = None
+            self._wake()
+
+    def modify(self, fd: HasFileno, flags: int) -> None:
+        """Change what a registered object is watched for; `flags` as in `register`.
+
+        To watch for nothing but errors for a while, pass `select.EPOLLERR`, which is always on. Raises
+        `RegistrationError` when the object is not registered here.
+        """
+        registration = self._find(fd)
+        if registration is None:
+            raise RegistrationError(f"{fd!r} is not registered with this poller; register it first")
+        interest = self._interest(fd, flags)
+        if interest != registration.flags and self._epoll is not None:
+            try:
+                self._epoll.modify(registration.fd, interest)
+            except OSError as error:
+                raise advise(error, "register") from None
+            registration.flags = interest
+
+    def unregister(self, fd: HasFileno | int) -> None:
+        """Stop watching `fd`; it stays open. Harmless when it is not registered or closed already."""
+        registration = self._find(fd)
+        if registration is None:
+            return
+        self._forget(registration)
+        if self._epoll is not None:
+            try:
+                self._epoll.unregister(registration.fd)
+            except (OSError, ValueError):
+                # Closed before: the kernel has dropped it, or a copy keeps it and poll() will notice.
+                pass
+
+    def revisit(self, fd: HasFileno) -> None:
+        """Call `fd.handle_read()` in the next `poll`, whether or not the kernel has news of it.
+
+        For objects that have read more than they have dealt with. Harmless when it is not registered here.
+        """
+        registration = self._find(fd)
+        if registration is not None:
+            self._revisit[registration] = None
+            if self._exposed:
+                self._wake()
+
+    def _find(self, fd: HasFileno | int) -> _Registration | None:
+        if isinstance(fd, int):
+            return self._table.get(fd)
+        try:
+            registration = self._table.get(fd.fileno())
+        except (OSError, ValueError):
+            registration = None
+        if registration is not None and registration.target is fd:
+            return registration
+        owner = _owners.get(id(fd))
+        if owner is None or owner() is not self:
+            return None
+        # Its descriptor is closed or changed: only the object itself tells which row is its own.
+        return next((row for row in self._table.values() if row.target is fd), None)
+
+    def _forget(self, registration: _Registration) -> None:
+        if self._table.get(registration.fd) is registration:
+            del self._table[registration.fd]
+        self._revisit.pop(registration, None)
+        _owners.pop(id(registration.target), None)
+
+    @staticmethod
+    def _number(fd: Any) -> int:
+        if not hasattr(fd, "fileno"):
+            hint = "; wrap the number in an object with fileno() and handle_read()" if isinstance(fd, int) else ""
+            raise RegistrationError(f"{fd!r} has no fileno() method, so it cannot be registered{hint}")
+        number = fd.fileno()
+        if not isinstance(number, int) or number < 0:
+            raise RegistrationError(f"{fd!r} is closed: its fileno() is {number!r}, so there is nothing to watch")
+        return number
+
+    @staticmethod
+    def _interest(fd: Any, flags: int) -> int:
+        reads, writes = hasattr(fd, "handle_read"), hasattr(fd, "handle_write")
+        if not (reads or writes):
+            raise RegistrationError(
+                f"{fd!r} has neither handle_read() nor handle_write(), so there is nothing to call; give it one of them"
+            )
+        if flags & _READABLE and not reads:
+            raise RegistrationError(f"{fd!r} has no handle_read(), so it cannot be watched for reading")
+        if flags & _WRITE and not writes:
+            raise RegistrationError(f"{fd!r} has no handle_write(), so it cannot be watched for writing")
+        return flags or (_READ if reads else 0) | (_WRITE if writes else 0)
+
+    # -- timers and calls ------------------------------------------------------------------------------------------
+
+    def time(self) -> float:
+        """Return the poller's clock, in seconds; only differences mean anything."""
+        return self._clock()
+
+    def call_later(self, delay: float, callback: Callable[..., object], *args: Any) -> Timer:
+        """Call `callback(*args)` from `poll` when `delay` seconds have passed; return the `Timer`, to cancel it.
+
+        Accurate to some tens of microseconds while the poller waits in the kernel.
+        """
+        if not delay >= 0:
+            raise ArgumentError(f"delay must be 0 or more seconds, not {delay!r}")
+        return self.call_at(self._clock() + delay, callback, *args)
+
+    def call_at(self, when: float, callback: Callable[..., object], *args: Any) -> Timer:
+        """Call `callback(*args)` when `time()` has reached `when`, in seconds; return the `Timer`."""
+        timer = Timer(when, callback, args)
+        if len(self._timers) >= self._purge:  # cancelled timers stay in the heap; no more of them than live ones
+            self._timers = [entry for entry in self._timers if entry[2].active]
+            heapq.heapify(self._timers)
+            self._purge = max(_PURGE, 2 * len(self._timers))
+        heapq.heappush(self._timers, (when, next(self._order), timer))
+        if self._exposed or self._sleeping:
+            self._arm()
+        return timer
+
+    def call_soon(self, callback: Callable[..., object], *args: Any) -> None:
+        """Call `callback(*args)` in the next `poll`. May be called from any thread; a waiting poll wakes."""
+        self._calls.append((callback, args))
+        if self._sleeping or self._exposed:
+            self._wake()
+
+    def _next_deadline(self) -> float | None:
+        timers = self._timers
+        while timers and not timers[0][2].active:
+            heapq.heappop(timers)
+        return timers[0][0] if timers else None
+
+    def _arm(self) -> None:
+        """Have the alarm ring at the next deadline."""
+        deadline = self._next_deadline()
+        if deadline is None:
+            return
+        alarm = self._alarm
+        if alarm is None:
+            alarm = _Alarm()
+            (self._epoll or self._open()).register(alarm.fd, select.EPOLLIN)
+            self._alarm = alarm
+        if alarm.deadline is None or alarm.deadline > deadline:
+            alarm.deadline = deadline
+            alarm.set(deadline - self._clock())
+
+    # -- polling ---------------------------------------------------------------------------------------------------
+
+    def poll(self, timeout: float | None = 0) -> None:
+        """Look for events once and call the handlers of what is ready.
+
+        `timeout` is in seconds: 0 looks and returns, None waits until something happens. Between these it is
+        rounded up to whole milliseconds. What a handler raises is given to the object's `handle_error`, or leaves
+        `poll` where it has none; nothing is lost by that, the next `poll` goes on where this one ended.
+        """
+        if timeout is not None and not timeout >= 0:
+            raise ArgumentError(f"timeout must be None or 0 or more seconds, not {timeout!r}")
+        epoll = self._epoll or self._open()
+        self._sleeping = True  # from here on other threads wake us, so what they add is seen now or by a wake-up
+        try:
+            if self._calls or self._revisit:
+                timeout = 0
+            elif self._timers and timeout != 0:
+                deadline = self._next_deadline()
+                if deadline is not None:
+                    if deadline <= self._clock():
+                        timeout = 0
+                    else:
+                        self._arm()
+            events = epoll.poll(timeout)
+        finally:
+            self._sleeping = False
+            if self._closing:
+                self._release()
+        if self._epoll is not epoll:
+            return  # closed meanwhile, by another thread
+        ready: list[tuple[_Registration, int]] = []
+        table = self._table
+        for fd, mask in events:
+            registration = table.get(fd)
+            if registration is not None:
+                ready.append((registration, mask))
+            else:
+                self._internal(fd)
+        if self._calls or self._timers or self._revisit:
+            self._run_due()
+        for registration, mask in ready:
+            if table.get(registration.fd) is registration:
+                self._dispatch(registration, mask)
+        if self._exposed:
+            self._arm()
+            if self._calls or self._revisit:
+                self._wake()
+
+    def _internal(self, fd: int) -> None:
+        """Deal with an event that belongs to no registered object."""
+        if fd == self._wakefd:
+            try:
+                os.eventfd_read(fd)
+            except BlockingIOError:
+                pass
+        elif self._alarm is not None and fd == self._alarm.fd:
+            self._alarm.clear()
+        else:
+            self._rebuild()
+
+    def _run_due(self) -> None:
+        # Each entry leaves its queue just before it runs: when one raises, the rest is still there for the next poll.
+        for _ in range(len(self._calls)):
+            callback, args = self._calls.popleft()
+            callback(*args)
+        if self._timers:
+            now = self._clock()
+            while self._timers and self._timers[0][0] <= now:
+                heapq.heappop(self._timers)[2]._run()
+        for registration in list(self._revisit):
+            if self._revisit.pop(registration, self) is None and self._table.get(registration.fd) is registration:
+                self._dispatch(registration, select.EPOLLIN)
+
+    def _dispatch(self, registration: _Registration, mask: int) -> None:
+        target = registration.target
+        if mask & _FAULT:
+            # Whoever watches for something meets the fault in that handler; who watches for nothing, in both.
+            mask |= registration.flags & (_READ | _WRITE) or _READ | _WRITE
+        try:
+            if mask & _READABLE and registration.reads:
+                target.handle_read()
+            if mask & _WRITE and registration.writes and self._table.get(registration.fd) is registration:
+                target.handle_write()
+        except Exception as error:
+            self._check_closed(registration)
+            handler = getattr(target, "handle_error", None)
+            if handler is None:
+                raise
+            handler(error)
+
+    def _check_closed(self, registration: _Registration) -> None:
+        """Drop a registration whose object was closed without being unregistered."""
+        try:
+            closed = registration.target.fileno() != registration.fd
+        except (OSError, ValueError):
+            closed = True
+        if closed and self._table.get(registration.fd) is registration:
+            self._forget(registration)
+
+    def _rebuild(self) -> None:
+        """Make a new set: the old one reports a descriptor that is closed here and lives on in a copy."""
+        old, self._epoll = self._epoll, None
+        epoll = self._open()
+        for registration in list(self._table.values()):
+            try:
+                epoll.register(registration.fd, registration.flags)
+            except OSError:
+                self._forget(registration)
+        if old is None:
+            return
+        # The number stays, for whoever drives this poller from outside knows us by it.
+        os.dup2(epoll.fileno(), old.fileno(), inheritable=False)
+        epoll.close()
+        self._epoll = old
+        outer = _owners.get(id(self))
+        driver = outer() if outer is not None else None
+        if driver is not None:
+            driver._rejoin(self)
+
+    def _rejoin(self, target: Poller) -> None:
+        """Watch a nested poller again, whose set is another one under the same number."""
+        registration = self._find(target)
+        if registration is not None and self._epoll is not None:
+            self._epoll.register(registration.fd, registration.flags)
+
+    # -- looping ---------------------------------------------------------------------------------------------------
+
+    @property
+    def polling(self) -> bool:
+        """True while something is registered and nobody has stopped the poller. Setting it False is `stop()`."""
+        return bool(self._table) and not self._stopped
+
+    @polling.setter
+    def polling(self, value: bool) -> None:
+        if value:
+            self._stopped = False
+        else:
+            self.stop()
+
+    def loop(self, timeout: float = 0, interval: float = 0, *, busy: bool = False) -> None:
+        """Poll until `polling` is False: nothing is registered any more, or somebody called `stop`.
+
+        With the defaults it waits in the kernel, at no cost, and calls handlers the moment something is ready.
+        `timeout` is passed to each poll, in seconds, and `interval` is slept between polls, in seconds. With
+        `busy` it never sleeps: the lowest latency, for one core.
+
+        Ctrl-C leaves as `KeyboardInterrupt`; what is registered stays so.
+        """
+        if not interval >= 0:
+            raise ArgumentError(f"interval must be 0 or more seconds, not {interval!r}")
+        self._stopped = False
+        wait: float | None = 0 if busy else (timeout or None)
+        while self.polling:
+            self.poll(wait)
+            if interval and self.polling:
+                self._sleep(interval)
+
+    def run_until(self, done: Callable[[], object]) -> None:
+        """Poll until `done()` is true, or somebody called `stop`. `done` is asked before each wait in the kernel."""
+        self._stopped = False
+        while not self._stopped and not done():
+            self.poll(None)
+
+    def stop(self) -> None:
+        """End `loop` at once, from a handler, a signal handler or another thread. A later `loop` starts afresh."""
+        self._stopped = True
+        self._wake()
+
+    def _sleep(self, seconds: float) -> None:
+        """Sleep, but wake for `stop`."""
+        pause = select.poll()
+        pause.register(self._wakefd, select.POLLIN)
+        deadline = time.monotonic() + seconds
+        while not self._stopped and (rest := deadline - time.monotonic()) > 0:
+            if pause.poll(rest * 1000) and not self._stopped:
+                self._internal(self._wakefd)  # woken for a call, not to stop: the call waits for the next poll
+
+    def _wake(self) -> None:
+        fd = self._wakefd
+        if fd >= 0:
+            try:
+                os.eventfd_write(fd, 1)
+            except OSError:  # closed this moment, or its counter is full: then it is awake anyway
+                pass
+
+    # -- a poller is a dispatcher itself ---------------------------------------------------------------------------
+
+    def fileno(self) -> int:
+        """Return the descriptor of the epoll set, readable whenever `handle_read` has something to do.
+
+        So another poller, or any event loop that can watch a descriptor, can drive this one, timers included.
+        """
+        epoll = self._epoll or self._open()
+        if not self._exposed:
+            self._exposed = True
+            self._arm()
+            if self._calls or self._revisit:
+                self._wake()
+        return epoll.fileno()
+
+    def handle_read(self) -> None:
+        """Do what is ready, without waiting."""
+        self.poll(0)
+
+    # -- opening and closing ---------------------------------------------------------------------------------------
+
+    def _open(self) -> select.epoll:
+        try:
+            epoll = select.epoll()
+            try:
+                if self._wakefd < 0:
+                    self._wakefd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+                epoll.register(self._wakefd, select.EPOLLIN)
+                if self._alarm is not None:
+                    epoll.register(self._alarm.fd, select.EPOLLIN)
+            except BaseException:
+                epoll.close()
+                raise
+        except OSError as error:
+            raise advise(error, "open") from None
+        self._epoll = epoll
+        return epoll
+
+    def close(self) -> None:
+        """Close the dispatchers registered here, unregister the rest, drop all timers and calls, free the set.
+
+        A thread that waits in `poll` returns. Closing twice is harmless, and a closed poller may be used again.
+        """
+        for target in self:
+            self.unregister(target)
+            if isinstance(target, Dispatcher):
+                target.close()
+        self._timers.clear()
+        self._calls.clear()
+        self._revisit.clear()
+        self._stopped = True
+        if self._sleeping:
+            self._closing = True  # the waiting thread frees the set when it is out of it
+            self._wake()
+        else:
+            self._release()
+
+    def _release(self) -> None:
+        self._closing = False
+        self._exposed = False
+        epoll, self._epoll = self._epoll, None
+        alarm, self._alarm = self._alarm, None
+        wakefd, self._wakefd = self._wakefd, -1
+        if epoll is not None:
+            epoll.close()
+        if alarm is not None:
+            alarm.close()
+        if wakefd >= 0:
+            os.close(wakefd)
+
+    def _abandon(self) -> None:
+        """In a forked child: close the inherited descriptors, touch nothing that the parent uses."""
+        registrations = list(self._table.values())
+        # Emptied in place: the fork may have happened in a handler, with a poll() on the stack that holds the table.
+        self._table.clear()
+        self._timers.clear()
+        self._calls.clear()
+        self._revisit.clear()
+        self._sleeping = False
+        self._stopped = True
+        self._release()
+        for registration in registrations:
+            if isinstance(registration.target, Dispatcher):
+                registration.target._abandon()
+
+    def __enter__(self) -> Poller:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # Attributes are missing when the constructor failed, modules when the interpreter shuts down.
+        try:
+            for registration in self._table.values():
+                _owners.pop(id(registration.target), None)
+            self._release()
+        except (AttributeError, OSError, TypeError):
+            pass
+
+
+_Self = TypeVar("_Self", bound="Dispatcher")
+
+
+class _RegisterWhenBuilt(ABCMeta):
+    """Registers a dispatcher when its whole constructor is done, a subclass's too.
+
+    Done in the base constructor, a poller running in another thread would call handlers of a half-built object.
+    It derives from ABCMeta so that dispatchers can be mixed with abstract base classes.
+    """
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        make: Callable[..., Any] = cls.__new__
+        instance = make(cls, *args, **kwargs)
+        if not isinstance(instance, cls):
+            return instance
+        try:
+            instance.__init__(*args, **kwargs)
+            instance._built()
+        except BaseException:
+            instance.close()
+            raise
+        return instance
+
+
+class Dispatcher(metaclass=_RegisterWhenBuilt):
+    """An object with a socket of its own that a poller drives; the base of senders, listeners and streams.
+
+    Subclasses have `handle_read` and/or `handle_write`. The object is registered with `poller`, by default the
+    default poller, as soon as its constructor has returned. It may be used as a context manager, which closes it.
+    """
+
+    #: The poller this object is registered with, or is going to be.
+    poller: Poller
+    #: The socket; closed when this object is closed.
+    socket: _socket.socket | None = None
+    _pid = 0
+    _flags = 0
+
+    def __init__(self, socket: _socket.socket, poller: Poller | None = None) -> None:
+        self.poller = _defaultPoller if poller is None else poller
+        self.socket = socket
+        self._pid = os.getpid()
+
+    def _built(self) -> None:
+        if self.socket is not None:
+            self.poller.register(self, self._flags)
+
+    def fileno(self) -> int:
+        """Return the descriptor of the socket, -1 once closed."""
+        return -1 if self.socket is None else self.socket.fileno()
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self.socket is None
+
+    def close(self) -> None:
+        """Leave the groups, unregister, and close the socket, each even if the one before failed; idempotent."""
+        socket = self.socket
+        if socket is None:
+            return
+        try:
+            if self._pid == os.getpid():
+                # In a forked child the socket is the parent's too: what is left or removed there, the parent loses.
+                self._leave(socket)
+        finally:
+            try:
+                self.poller.unregister(self)
+            finally:
+                self.socket = None
+                socket.close()
+
+    def _leave(self, socket: _socket.socket) -> None:
+        """Undo what the kernel would otherwise keep until the last copy of the socket is closed."""
+
+    def _abandon(self) -> None:
+        """In a forked child: give back the child's copy of the socket, which the parent goes on using."""
+        socket, self.socket = self.socket, None
+        if socket is not None:
+            socket.close()
+
+    def __enter__(self: _Self) -> _Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        try:
+            self.close()
+        except Exception:  # noqa: S110 -- at interpreter shutdown whatever close() uses may be gone already
+            pass
+
+
+def _after_fork_in_child() -> None:
+    _owners.clear()
+    for poller in list(_pollers):
+        poller._abandon()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+_defaultPoller = Poller()

@@ -1,0 +1,306 @@
+"""Sending to groups: `sendto` at once, `Multicaster` from an iterable, whenever the poller finds the socket writable.
+
+A packet that was taken from an iterable is sent, tried again, or reported; it is never dropped in silence:
+
+* the socket's own buffer is full (EAGAIN): wait until it is writable;
+* the queue of the interface is full (ENOBUFS): the socket stays "writable", so try again on a timer;
+* the network is gone (ENETUNREACH, ENETDOWN, ...): report it, keep the packet, try again on a slower timer;
+* this packet is refused (EMSGSIZE, EPERM): report it, count it, go on with the next.
+"""
+
+from __future__ import annotations
+
+import errno
+import select
+import time
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from . import batch
+from .errors import ArgumentError, advise
+from .poller import Dispatcher, Poller, Timer
+from .sockets import DEFAULT_IP, DEFAULT_PORT, Endpoint, Group, WhichInterface, open_sender
+
+__all__ = ["Multicaster", "SenderStatistics", "sendto"]
+
+# The network may come back, and the packet with it.
+_TRANSIENT = frozenset(
+    {errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH, errno.ENODEV, errno.ENXIO, errno.EADDRNOTAVAIL}
+)
+# A full transmit queue drains within milliseconds; waiting longer than this for room means it does not drain at all.
+_FULL_FIRST, _FULL_LAST, _FULL_ENOUGH = 0.001, 0.01, 10.0
+_GONE_PAUSE = 0.5
+# Below this a timer costs more than the packets it spaces; faster paces send a few packets at each tick.
+_TICK = 0.0005
+# How far a paced sender may fall behind and still catch up, so that the mean rate holds.
+_LAG = 0.5
+
+
+def destination(ip: str, port: int) -> Endpoint:
+    """Return the group or the single host at `ip`. Raises `GroupError` and `ArgumentError`."""
+    endpoint = Endpoint(ip, port)
+    return Group.of(ip, port) if endpoint.is_multicast else endpoint
+
+
+def _as_packets(packets: object) -> Iterator[object]:
+    """One packet, or an iterable of them: text and buffers are *one* packet."""
+    if isinstance(packets, (str, bytes, bytearray, memoryview)):
+        return iter((packets,))
+    if isinstance(packets, Iterable):
+        return iter(packets)
+    batch.encode(packets)  # says what is wrong with it, unless it is a buffer of another kind
+    return iter((packets,))
+
+
+def sendto(
+    packets: str | bytes | Iterable[str | bytes],
+    ip: str = DEFAULT_IP,
+    port: int = DEFAULT_PORT,
+    ttl: int = 1,
+    *,
+    interface: WhichInterface | None = None,
+    source_ip: str | None = None,
+    source_port: int = 0,
+    loopback: bool = True,
+) -> int:
+    """Send packets to the multicast group at `ip` on `port`; return how many were handed to the kernel.
+
+    `packets` is one packet, bytes-like or text (sent as UTF-8), or an iterable of packets. They are sent now, before
+    the function returns; no other object's handler runs meanwhile. `ttl` says how far they go: 0 same host, 1 same
+    subnet, 32 same site, 64 same region, 128 same continent, 255 unrestricted.
+
+    `interface` (name, index or address) is the wire they leave by, `source_ip` the address they come from, together
+    with its interface, `source_port` the port they come from. With `loopback` False listeners on this host do not
+    hear them. `ip` may also be the address of a single host.
+
+    Raises `GroupError`, `ArgumentError`, `InterfaceError`, `PacketTypeError`, `PacketSizeError` and `OSError`, each
+    with words that say what to do.
+
+    >>> sendto(["one", b"two"], ttl=0)
+    2
+    """
+    to = destination(ip, port)
+    source = _as_packets(packets)
+    first = [batch.encode(packet, to.longest) for packet in islice(source, 1)]
+    opened, sockaddr = open_sender(
+        to, ttl, interface=interface, source_ip=source_ip, source_port=source_port, loopback=loopback
+    )
+    with opened:
+        writer = batch.Writer(opened, sockaddr)
+        sent = 0
+        chunk = first
+        while chunk:
+            _send_all(writer, chunk, to)
+            sent += len(chunk)
+            chunk = [batch.encode(packet, to.longest) for packet in islice(source, batch.LIMIT)]
+    return sent
+
+
+def _send_all(writer: batch.Writer, packets: list[bytes], to: Endpoint) -> None:
+    done = 0
+    full_since: float | None = None
+    pause = _FULL_FIRST
+    while done < len(packets):
+        try:
+            done += batch.send(writer, packets, done)
+            full_since, pause = None, _FULL_FIRST
+        except BlockingIOError:
+            waiting = select.poll()
+            waiting.register(writer.socket, select.POLLOUT)
+            waiting.poll()
+        except OSError as error:
+            now = time.monotonic()
+            full_since = now if full_since is None else full_since
+            if error.errno != errno.ENOBUFS or now - full_since > _FULL_ENOUGH:
+                raise _explained(error, to) from None
+            time.sleep(pause)
+            pause = min(2 * pause, _FULL_LAST)
+
+
+def _explained(error: OSError, to: Endpoint) -> OSError:
+    net = "ff00::/8" if ":" in to.address else "224.0.0.0/4"
+    return advise(error, "send", address=to.address, net=net if to.is_multicast else f"{to.address}")
+
+
+@dataclass(frozen=True, slots=True)
+class SenderStatistics:
+    """What a sender has counted so far."""
+
+    #: Packets handed to the kernel, and their payload in bytes.
+    packets: int
+    bytes: int
+    #: Packets the kernel refused, each reported as an error.
+    refused: int
+    #: How often the interface's queue was full and sending had to be tried again.
+    full: int
+
+
+class Multicaster(Dispatcher):
+    """Sends the packets of an iterable to a multicast group.
+
+    Make subclasses iterable and yield packets to multicast: bytes-like, or text, which is sent as UTF-8. Yield None
+    when there is nothing to send for now. `iter(self)` is called when the first packet can be sent, and the sender
+    closes itself when the iterable ends.
+
+    `ip`, `port`, `ttl`, `interface`, `source_ip`, `source_port` and `loopback` are those of `sendto`. `rate` paces it
+    to so many bits of payload per second, `interval` to so many seconds from one packet to the next. It is
+    registered with `poller`, by default the default poller, once the constructor of the subclass is done.
+
+    An error in the iterable closes the sender and leaves `poll`. An error of the network leaves `poll` too, or is
+    given to `handle_error(exc)` where the subclass has it; the packet is kept and tried again later.
+
+    >>> class Countdown(Multicaster):
+    ...     def __iter__(self):
+    ...         yield from ("3", "2", "1")
+    >>> sender = Countdown(ttl=0)
+    >>> sender.poller.loop()
+    >>> sender.statistics().packets
+    3
+    """
+
+    # How long a sender whose iterable yielded None waits before it asks again, in seconds.
+    _NOTHING = 0.01
+    _timer: Timer | None = None
+
+    def __init__(
+        self,
+        ip: str = DEFAULT_IP,
+        port: int = DEFAULT_PORT,
+        ttl: int = 1,
+        *,
+        interface: WhichInterface | None = None,
+        source_ip: str | None = None,
+        source_port: int = 0,
+        loopback: bool = True,
+        rate: float | None = None,
+        interval: float = 0,
+        poller: Poller | None = None,
+    ) -> None:
+        if rate is not None and not rate > 0:
+            raise ArgumentError(f"rate must be None or more than 0 bits per second, not {rate!r}")
+        if not interval >= 0:
+            raise ArgumentError(f"interval must be 0 or more seconds, not {interval!r}")
+        #: Where the packets go.
+        self.group = destination(ip, port)
+        self.rate = rate
+        self.interval = interval
+        opened, sockaddr = open_sender(
+            self.group, ttl, interface=interface, source_ip=source_ip, source_port=source_port, loopback=loopback
+        )
+        super().__init__(opened, poller)
+        self._writer = batch.Writer(opened, sockaddr)
+        self._packets: Iterator[Any] | None = None
+        self._taken: list[bytes] = []  # taken from the iterable, due, and not sent yet
+        self._ended = False
+        self._failure: Exception | None = None
+        self._due = 0.0  # when the next packet may be taken; only paced senders use it
+        self._rest_until = 0.0
+        self._sent = self._sent_bytes = self._refused = self._full = 0
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} to {self.group}{', closed' if self.closed else ''}>"
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the packets to send: bytes-like, text, or None for nothing now; implemented by subclasses."""
+
+    def statistics(self) -> SenderStatistics:
+        """Return what was counted so far."""
+        return SenderStatistics(self._sent, self._sent_bytes, self._refused, self._full)
+
+    def handle_write(self) -> None:
+        """Send what is due; called by the poller."""
+        if self._rest_until and self.poller.time() < self._rest_until:
+            # Nothing is due. It is an error waiting at the socket that brought us here, or another poller.
+            batch.drain_errors(self._writer.socket)
+            self._rest(self._rest_until)
+            return
+        self._rest_until = 0.0
+        idle = False
+        if not self._taken and not self._ended:
+            idle = self._take()
+        if self._taken and not self._send():
+            return
+        if self._ended:
+            self.close()
+            if self._failure is not None:
+                raise self._failure
+        elif self._paced:
+            self._rest(max(self._due, self.poller.time() + self._NOTHING if idle else 0))
+        elif idle:
+            self._rest(self.poller.time() + self._NOTHING)
+
+    @property
+    def _paced(self) -> bool:
+        return bool(self.rate or self.interval)
+
+    def _take(self) -> bool:
+        """Take the packets that are due, up to a batch; return whether the iterable had nothing for now."""
+        paced = self._paced
+        if paced:
+            now = self.poller.time()
+            if now - self._due > _LAG:
+                self._due = now
+            horizon = now + _TICK / 2
+        try:
+            if self._packets is None:
+                self._packets = iter(self)
+            while len(self._taken) < batch.LIMIT and not (paced and self._due > horizon):
+                packet = next(self._packets)
+                if packet is None:
+                    return True
+                data = batch.encode(packet, self.group.longest)
+                self._taken.append(data)
+                if paced:
+                    self._due += self.interval + (8 * len(data) / self.rate if self.rate else 0)
+        except StopIteration:
+            self._ended = True
+        except Exception as error:
+            # What was taken before is sent first; then the sender ends with this.
+            self._ended = True
+            self._failure = error
+        return False
+
+    def _send(self) -> bool:
+        """Send what was taken; return whether all of it went."""
+        taken = self._taken
+        try:
+            count = batch.send(self._writer, taken)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno == errno.ENOBUFS:
+                self._full += 1
+                self._rest(self.poller.time() + _FULL_FIRST)
+                return False
+            if error.errno in _TRANSIENT:
+                self._rest(self.poller.time() + _GONE_PAUSE)
+            else:
+                del taken[0]
+                self._refused += 1
+            raise _explained(error, self.group) from None
+        self._sent += count
+        self._sent_bytes += sum(map(len, taken[:count]))
+        del taken[:count]
+        return not taken
+
+    def _rest(self, until: float) -> None:
+        """Send nothing until then, on the poller's clock."""
+        self._rest_until = until
+        if self._timer is not None:
+            self._timer.cancel()
+        self.poller.modify(self, select.EPOLLERR)
+        self._timer = self.poller.call_at(until, self._wake_up)
+
+    def _wake_up(self) -> None:
+        if not self.closed:
+            self.poller.modify(self, select.EPOLLOUT)
+
+    def close(self) -> None:
+        """Stop sending and close the socket; what was taken from the iterable and not sent is dropped. Idempotent."""
+        if self._timer is not None:
+            self._timer.cancel()
+        super().close()

@@ -1,0 +1,688 @@
+"""Groups, and sockets that are set up for them: the only place that sets socket options.
+
+Facts about Linux that decide what is set, and in which order (ip(7), ipv6(7), socket(7), and measurements):
+
+* By default a socket receives what *any* socket of the host has joined (IP_MULTICAST_ALL). So receivers switch that
+  off, and bind to the group: then neither other groups on the port, nor the same group on another interface, nor
+  unicast sent to the port comes in.
+* Bound to a group, a socket may share its port with everybody (SO_REUSEADDR and SO_REUSEPORT): each gets its own copy
+  of each packet, and there is no unicast to be stolen. Sockets on a host's own address set neither.
+* Joins go by interface index, through requests that are the same for both families (RFC 3678). Addresses change,
+  an index stays as long as the interface does.
+* TTL 0 does not keep a packet on the host: with no local member on the outgoing interface it goes on the wire. So a
+  sender with TTL 0 is pinned to the loopback interface.
+* A full transmit queue or a firewall drops silently and reports success, unless IP_RECVERR is set.
+* The wire a packet leaves by and the source address it carries are two things, and both have to be said.
+"""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+import logging
+import re
+import socket
+import struct
+import urllib.parse
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from .errors import ArgumentError, GroupError, InterfaceError, advise
+from .interfaces import Interface, interfaces, listing, resolve, usable
+
+__all__ = [
+    "DEFAULT_IP",
+    "DEFAULT_PORT",
+    "Endpoint",
+    "Group",
+    "Scope",
+    "WhichInterface",
+    "WhichInterfaces",
+    "drops",
+    "join",
+    "leave",
+    "open_receiver",
+    "open_sender",
+    "receive_buffer",
+]
+
+_log = logging.getLogger("multicast")
+
+#: The group and port everything uses when none is given.
+DEFAULT_IP = "224.0.42.42"
+DEFAULT_PORT = 4242
+
+# Numbers that Python's socket module lacks, from Linux' include/uapi/linux/in.h, in6.h and asm-generic/socket.h.
+_IP_MULTICAST_ALL = 49
+_IPV6_MULTICAST_ALL = 29
+_IP_RECVERR = 11
+_IPV6_RECVERR = 25
+_IP_PKTINFO = 8
+_IP_RECVTTL = 12
+_MCAST_JOIN_GROUP = 42
+_MCAST_BLOCK_SOURCE = 43
+_MCAST_LEAVE_GROUP = 45
+_MCAST_JOIN_SOURCE_GROUP = 46
+_SO_RCVBUFFORCE = 33
+_SO_TIMESTAMPNS = 35
+_SO_MEMINFO = 55
+_SK_MEMINFO_DROPS = 8
+
+#: One interface: a name, an index, or one of its addresses.
+WhichInterface: TypeAlias = "str | int | Interface"
+#: Several of them; None and "all" mean every one that is up and can do multicast, and ``lo``.
+WhichInterfaces: TypeAlias = "WhichInterface | Sequence[WhichInterface] | None"
+
+
+class Scope(enum.IntEnum):
+    """How far a packet may go, as a TTL. Each router takes one off, and scopes begin where many do."""
+
+    HOST = 0
+    SUBNET = 1
+    SITE = 32
+    REGION = 64
+    CONTINENT = 128
+    UNRESTRICTED = 255
+
+
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """What the two families do alike under other numbers."""
+
+    name: str
+    family: int
+    level: int
+    all: int
+    recverr: int
+    interface: int
+    ttl: int
+    loop: int
+    details: tuple[int, ...]
+    longest: int
+
+
+_IPV4 = _Family(
+    name="IPv4",
+    family=socket.AF_INET,
+    level=socket.IPPROTO_IP,
+    all=_IP_MULTICAST_ALL,
+    recverr=_IP_RECVERR,
+    interface=socket.IP_MULTICAST_IF,
+    ttl=socket.IP_MULTICAST_TTL,
+    loop=socket.IP_MULTICAST_LOOP,
+    details=(_IP_PKTINFO, _IP_RECVTTL),
+    longest=65507,  # 65535 less an IP header of 20 and a UDP header of 8
+)
+_IPV6 = _Family(
+    name="IPv6",
+    family=socket.AF_INET6,
+    level=socket.IPPROTO_IPV6,
+    all=_IPV6_MULTICAST_ALL,
+    recverr=_IPV6_RECVERR,
+    interface=socket.IPV6_MULTICAST_IF,
+    ttl=socket.IPV6_MULTICAST_HOPS,
+    loop=socket.IPV6_MULTICAST_LOOP,
+    details=(socket.IPV6_RECVPKTINFO, socket.IPV6_RECVHOPLIMIT),
+    longest=65527,  # the length field of IPv6 does not count its own header
+)
+
+
+def _address(text: object, what: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    if not isinstance(text, (str, ipaddress.IPv4Address, ipaddress.IPv6Address)):
+        raise GroupError(f"{what} must be an IP address as text, not {text!r}")
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        raise GroupError(f"{text!r} is not an IP address; names are not looked up, give the {what} in digits") from None
+
+
+def _plain(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+    return str(address).partition("%")[0]
+
+
+def check_port(port: object) -> int:
+    """Return `port` when it is one a packet can be sent to: 1 to 65535. Raises `ArgumentError`."""
+    if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535:
+        raise ArgumentError(f"port must be a number from 1 to 65535, not {port!r}")
+    return port
+
+
+def check_ttl(ttl: object) -> int:
+    """Return `ttl` when it is one: 0 to 255. Raises `ArgumentError`."""
+    if isinstance(ttl, bool) or not isinstance(ttl, int) or not 0 <= ttl <= 255:
+        raise ArgumentError(
+            f"ttl must be a number from 0 (this host) to 255 (unrestricted), not {ttl!r}; 1 stays on the subnet"
+        )
+    return int(ttl)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """An IP address and a port that packets are sent to or received at, and the interface they go by, if one is named.
+
+    Raises `GroupError` for what is not an IP address or cannot be a destination, `ArgumentError` for the port.
+    """
+
+    #: The address as text, without zone.
+    address: str
+    port: int
+    #: The interfaces named with it, as they were written; ``("all",)`` for all of them.
+    interfaces: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        address = _address(self.address, "address")
+        zone = getattr(address, "scope_id", None)
+        if zone and not self.interfaces:
+            object.__setattr__(self, "interfaces", (zone,))
+        object.__setattr__(self, "address", _plain(address))
+        check_port(self.port)
+        if address.is_unspecified or self.address == "255.255.255.255":
+            raise GroupError(f"{address} is neither a group nor a single host, so nothing can be sent there")
+
+    @property
+    def ip(self) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+        """The address as an object of `ipaddress`."""
+        return ipaddress.ip_address(self.address)
+
+    @property
+    def family(self) -> int:
+        """`socket.AF_INET` or `socket.AF_INET6`."""
+        return self._table.family
+
+    @property
+    def longest(self) -> int:
+        """The longest payload of one datagram, in bytes: 65507 for IPv4, 65527 for IPv6 (udp(7), RFC 8200)."""
+        return self._table.longest
+
+    @property
+    def is_multicast(self) -> bool:
+        """Whether the address is that of a group."""
+        return self.ip.is_multicast
+
+    @property
+    def needs_interface(self) -> bool:
+        """Whether the address means something on one interface only: IPv6 of interface- or link-local scope."""
+        address = self.ip
+        if address.version == 4:
+            return False
+        return address.is_link_local or (address.is_multicast and address.packed[1] & 15 in (1, 2))
+
+    @property
+    def _table(self) -> _Family:
+        return _IPV6 if ":" in self.address else _IPV4
+
+    def sockaddr(self, index: int = 0) -> tuple[Any, ...]:
+        """Return what `socket.sendto` and `bind` take; `index` is that of the interface, for IPv6 scopes."""
+        if self.family == socket.AF_INET:
+            return (self.address, self.port)
+        return (self.address, self.port, 0, index if self.needs_interface else 0)
+
+    def __str__(self) -> str:
+        host = f"[{self.address}]" if ":" in self.address else self.address
+        zone = f"%{','.join(self.interfaces)}" if self.interfaces else ""
+        return f"{host}:{self.port}{zone}"
+
+
+@dataclass(frozen=True, slots=True)
+class Group(Endpoint):
+    """A multicast group and its port; for source-specific multicast with the sources.
+
+    Raises `GroupError` for an address that is no group's and for sources that are not single hosts of its family.
+    """
+
+    address: str = DEFAULT_IP
+    port: int = DEFAULT_PORT
+    #: The senders to receive from; empty for any (RFC 4607).
+    sources: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        Endpoint.__post_init__(self)
+        if not self.ip.is_multicast:
+            raise GroupError(
+                f"{self.address} is not a multicast address (224.0.0.0 to 239.255.255.255, or ff00::/8)"
+            )
+        object.__setattr__(self, "sources", self.check_sources(self.sources, "source"))
+
+    def check_sources(self, sources: Iterable[str], what: str) -> tuple[str, ...]:
+        """Return `sources` as plain addresses when each is a single host of the group's family."""
+        checked = []
+        for text in (sources,) if isinstance(sources, str) else sources:
+            source = _address(text, what)
+            if source.is_multicast or source.is_unspecified or source.version != self.ip.version:
+                raise GroupError(
+                    f"{what} {source} is not the address of a single {self._table.name} host,"
+                    f" as the {what}s of {self.address} must be"
+                )
+            checked.append(_plain(source))
+        return tuple(dict.fromkeys(checked))
+
+    @property
+    def is_source_specific(self) -> bool:
+        """Whether the address is in the range kept for source-specific joins (232/8, ff3x::/32; RFC 4607)."""
+        packed = self.ip.packed
+        if len(packed) == 4:
+            return packed[0] == 232
+        return packed[1] >> 4 == 3 and packed[2:4] == b"\0\0"
+
+    def __str__(self) -> str:
+        return ",".join(self.sources) + ("@" if self.sources else "") + Endpoint.__str__(self)
+
+    @classmethod
+    def of(cls, ip: str, port: int, sources: Iterable[str] | None = None) -> Group:
+        """Return the group at `ip`, which may carry a zone (``ff02::1%eth0``)."""
+        return cls(ip, port, (), tuple((sources,) if isinstance(sources, str) else sources or ()))
+
+    @classmethod
+    def parse(cls, text: str) -> Group:
+        """Return the group that `text` names, as people write and paste it.
+
+        ``[SOURCE[,SOURCE]@]ADDRESS[:PORT][%INTERFACE[,INTERFACE]]`` with IPv6 in brackets when a port follows;
+        a well-known name (``mdns``, ``sacn/7``; see `NAMES`) in place of address and port; ``:PORT`` alone for the
+        default group, nothing at all for the default group and port; and addresses as VLC and ffmpeg write them,
+        ``udp://@239.1.1.1:5000?localaddr=10.0.0.5``, of which the part that names interface and sources counts.
+        Raises `GroupError`.
+
+        >>> Group.parse("10.0.0.5@232.1.1.1:5000%eth0")
+        Group(address='232.1.1.1', port=5000, interfaces=('eth0',), sources=('10.0.0.5',))
+        >>> str(Group.parse("mdns"))
+        '224.0.0.251:5353'
+        """
+        rest = text.strip()
+        rest, _, query = _URL.sub("", rest).partition("?")
+        options = urllib.parse.parse_qs(query)
+        before, at, rest = rest.rpartition("@")
+        sources = [source for source in before.split(",") if source] if at else []
+        match = _GROUP.fullmatch(rest)
+        if match is None:
+            raise GroupError(
+                f"{text!r} is not a group; write ADDRESS, ADDRESS:PORT or SOURCE@ADDRESS:PORT%INTERFACE,"
+                f" with IPv6 as [ADDRESS]:PORT, or one of the names {', '.join(_SPELLINGS)}"
+            )
+        host, port_text, zone = match["host6"] or match["host"] or "", match["port"], match["zone"]
+        port = int(port_text) if port_text else DEFAULT_PORT
+        if host[:1].isalpha() and ":" not in host:
+            host, named_port = _well_known(host)
+            port = int(port_text) if port_text else named_port
+        host, _, inner = host.partition("%")
+        zones = [name for name in (inner or zone or "").split(",") if name]
+        for key in ("iface", "interface", "localaddr"):
+            zones += options.get(key, [])
+        for key in ("source", "sources"):
+            sources += [source for value in options.get(key, []) for source in value.split(",")]
+        return cls(host or DEFAULT_IP, port, tuple(zones), tuple(sources))
+
+
+_URL = re.compile(r"^(?:udp|rtp)://", re.IGNORECASE)
+_GROUP = re.compile(
+    r"""(?: \[ (?P<host6> [^\]]+ ) \]        # [IPv6], with or without a zone inside
+          | (?P<host> [^:\[\]%]*             # IPv4, a name, or nothing
+              | [0-9A-Fa-f.]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*  # bare IPv6: no port can follow
+            )
+        )
+        (?: : (?P<port> [0-9]{1,6} ) )?
+        (?: % (?P<zone> [^%]+ ) )?""",
+    re.VERBOSE,
+)
+
+#: Well-known groups by the name people know them by.
+NAMES: dict[str, tuple[str, int]] = {
+    "ssdp": ("239.255.255.250", 1900),  # UPnP Device Architecture 2.0, section 1
+    "mdns": ("224.0.0.251", 5353),  # RFC 6762
+    "llmnr": ("224.0.0.252", 5355),  # RFC 4795
+    "wsd": ("239.255.255.250", 3702),  # OASIS WS-Discovery 1.1
+    "knx": ("224.0.23.12", 3671),  # KNXnet/IP, EN 13321-2; IANA multicast and port registries
+    "coap": ("224.0.1.187", 5683),  # RFC 7252 section 12.8
+    "ptp": ("224.0.1.129", 319),  # IEEE 1588, event messages
+    "sap": ("224.2.127.254", 9875),  # RFC 2974
+    "lcm": ("239.255.76.67", 7667),  # LCM's default URL
+}
+_SPELLINGS = (*NAMES, "sacn/N")
+
+
+def _well_known(name: str) -> tuple[str, int]:
+    """Return address and port of a well-known group."""
+    kind, slash, number = name.lower().partition("/")
+    if kind == "sacn" and slash:
+        # ANSI E1.31 section 9.3.1: 239.255.<universe, high byte>.<low byte>, universes 1 to 63999.
+        if not number.isdecimal() or not 1 <= int(number) <= 63999:
+            raise GroupError(f"sACN universes are 1 to 63999, so {name!r} is none; write for example sacn/1")
+        universe = int(number)
+        return f"239.255.{universe >> 8}.{universe & 255}", 5568
+    if name.lower() in NAMES:
+        return NAMES[name.lower()]
+    raise GroupError(
+        f"{name!r} is neither an IP address nor a well-known group; names are {', '.join(_SPELLINGS)}"
+    )
+
+
+# -- which interface -----------------------------------------------------------------------------------------------
+
+
+def receiving(group: Group, interface: WhichInterfaces) -> list[Interface]:
+    """Return the interfaces to join `group` on when `interface` was asked for.
+
+    Raises `InterfaceError` when one does not exist, or when a link-local IPv6 group does not say which.
+    """
+    here = interfaces()
+    wanted: Sequence[WhichInterface]
+    if interface is None:
+        wanted = group.interfaces
+    elif isinstance(interface, (str, int, Interface)):
+        wanted = (interface,)
+    else:
+        wanted = interface
+        if not wanted:
+            raise InterfaceError("the list of interfaces is empty; leave interface out to use all of them")
+    if not wanted or tuple(wanted) == ("all",):
+        chosen = usable(here)
+        if not chosen:
+            raise InterfaceError(
+                "no interface is up and can do multicast. This host has:"
+                f" {', '.join(map(str, here)) or 'none'}. Bring one up: ip link set dev lo up"
+            )
+    else:
+        chosen = list({found.index: found for found in (resolve(one, here) for one in wanted)}.values())
+    if group.needs_interface and len(chosen) != 1:
+        raise InterfaceError(
+            f"{group.address} is a different group on each link, so it needs one interface:"
+            f" {group.address}%{chosen[-1].name}, or interface={chosen[-1].name!r}."
+            f" This host has: {', '.join(map(str, here))}"
+        )
+    return chosen
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How a sender's packets leave: by which interface (0: as the routes say) and from which address."""
+
+    index: int = 0
+    source: str = ""
+
+
+_told_about_loopback = False
+
+
+def _sending(
+    to: Endpoint, ttl: int, interface: WhichInterface | None, source_ip: str | None
+) -> _Way:
+    """Return how packets to `to` are to leave, from what the caller asked for."""
+    if interface is None and to.interfaces:
+        if len(to.interfaces) > 1 or to.interfaces == ("all",):
+            raise InterfaceError(f"packets leave by one interface, so name one, not {','.join(to.interfaces)}")
+        interface = to.interfaces[0]
+    source = ""
+    if source_ip is not None:
+        address = _address(source_ip, "source_ip")
+        source = _plain(address)
+        if address.version != to.ip.version:
+            raise GroupError(f"source_ip {source} and {to.address} are not of one family")
+    chosen = resolve(interface) if interface is not None else None
+    if chosen is not None and not source and str(interface) in chosen.addresses:
+        source_of_name = str(interface)
+        if (":" in source_of_name) == (":" in to.address):
+            source = source_of_name
+    if chosen is None and source and not ipaddress.ip_address(source).is_loopback:
+        chosen = resolve(source)
+    if to.is_multicast and ttl == 0:
+        if interface is not None and chosen is not None and not chosen.loopback:
+            raise ArgumentError(
+                f"ttl=0 keeps packets on this host, so they go by lo and not by {chosen.name};"
+                " leave interface out, or use a ttl from 1 on"
+            )
+        return _Way(_loopback(), source)
+    if chosen is not None:
+        return _Way(chosen.index, source)
+    if source:
+        return _Way(_loopback(), source)
+    if to.needs_interface:
+        raise InterfaceError(
+            f"{to.address} is a different address on each link, so it needs an interface: interface='eth0', or"
+            f" {to.address}%eth0. This host has: {listing()}"
+        )
+    if to.is_multicast and not _routed(to):
+        global _told_about_loopback
+        if not _told_about_loopback:
+            _told_about_loopback = True
+            _log.warning(
+                "no route for %s: its packets go out of lo and stay on this host; name an interface to send by", to.address
+            )
+        return _Way(_loopback())
+    return _Way()
+
+
+def _loopback() -> int:
+    return next((one.index for one in interfaces() if one.loopback), 1)
+
+
+def _routed(to: Endpoint) -> bool:
+    """Whether the routes lead to `to`, from an address that can be answered."""
+    with socket.socket(to.family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(to.sockaddr())  # sends nothing; only looks the route up
+        except OSError:
+            return False
+        return not ipaddress.ip_address(probe.getsockname()[0].partition("%")[0]).is_unspecified
+
+
+# -- opening -------------------------------------------------------------------------------------------------------
+
+
+def _open(table: _Family) -> socket.socket:
+    try:
+        opened = socket.socket(table.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        try:
+            if table is _IPV6:
+                opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        except BaseException:
+            opened.close()
+            raise
+    except OSError as error:
+        raise advise(error, "open", family=table.name) from None
+    return opened
+
+
+def _bind(opened: socket.socket, sockaddr: tuple[Any, ...]) -> None:
+    try:
+        opened.bind(sockaddr)
+    except OSError as error:
+        raise advise(error, "bind", address=sockaddr[0], port=sockaddr[1], interfaces=listing()) from None
+
+
+def open_sender(
+    to: Endpoint,
+    ttl: int = 1,
+    *,
+    interface: WhichInterface | None = None,
+    source_ip: str | None = None,
+    source_port: int = 0,
+    loopback: bool = True,
+) -> tuple[socket.socket, tuple[Any, ...]]:
+    """Open a non-blocking socket for sending to `to`; return it with the address to give to `sendto`.
+
+    `ttl` says how far packets to a group go, `interface` by which wire, `source_ip` from which address of this host
+    (and, unless `interface` says otherwise, by the interface that has it), `source_port` from which port (0: any).
+    With `loopback` False local members do not hear them, except on ``lo``.
+
+    With `ttl` 0 packets leave by ``lo`` whatever the routes say. With no route for a group they do so too, which is
+    logged once. Raises `ArgumentError`, `InterfaceError`, and `OSError` with advice; nothing stays open then.
+    """
+    check_ttl(ttl)
+    if source_port != 0:
+        check_port(source_port)
+    way = _sending(to, ttl, interface, source_ip)
+    table = to._table
+    opened = _open(table)
+    try:
+        if to.is_multicast:
+            opened.setsockopt(table.level, table.ttl, ttl)
+            opened.setsockopt(table.level, table.loop, loopback)
+            if way.index:
+                _set_interface(opened, table, way)
+            # Without it a full transmit queue and a firewall drop in silence.
+            opened.setsockopt(table.level, table.recverr, 1)
+        if way.source or source_port:
+            own = Endpoint(way.source, source_port or 1) if way.source else None
+            if table is _IPV4:
+                _bind(opened, (way.source, source_port))
+            else:
+                scope = way.index if own is not None and own.needs_interface else 0
+                _bind(opened, (way.source or "::", source_port, 0, scope))
+    except BaseException:
+        opened.close()
+        raise
+    return opened, to.sockaddr(way.index)
+
+
+def _set_interface(opened: socket.socket, table: _Family, way: _Way) -> None:
+    try:
+        if table is _IPV4:
+            # struct ip_mreqn: group, address, index. The address is the source where nothing is bound.
+            source = socket.inet_aton(way.source or "0.0.0.0")  # noqa: S104 -- means "the interface's own", binds nothing
+            opened.setsockopt(table.level, table.interface, struct.pack("@4s4si", bytes(4), source, way.index))
+        else:
+            opened.setsockopt(table.level, table.interface, way.index)
+    except OSError as error:
+        raise advise(error, "send", interfaces=listing()) from None
+
+
+def open_receiver(
+    group: Group,
+    chosen: Sequence[Interface],
+    *,
+    exclude: Iterable[str] = (),
+    rcvbuf: int | None = None,
+    details: bool = False,
+    optional: bool = False,
+) -> tuple[socket.socket, list[Interface]]:
+    """Open a non-blocking socket that receives `group` on the interfaces `chosen`; return it with those joined.
+
+    With sources in `group` the joins are source-specific; packets from `exclude` are refused otherwise. `rcvbuf` is
+    the size of the receive buffer wanted, in bytes. With `details` the kernel adds arrival interface, TTL and time
+    to each packet. With `optional` it is enough that one interface can be joined; the others are logged.
+
+    Raises `GroupError` and `OSError` with advice; nothing stays open then.
+    """
+    excluded = group.check_sources(exclude, "exclude")
+    if excluded and group.sources:
+        raise GroupError("sources and exclude cannot be combined: with sources, everybody else is excluded already")
+    if group.is_source_specific and not group.sources:
+        _log.warning(
+            "%s is in the source-specific range and joined without sources: routers will not forward it (RFC 4607);"
+            " give the sender's address with sources=",
+            group.address,
+        )
+    table = group._table
+    opened = _open(table)
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        opened.setsockopt(table.level, table.all, 0)
+        if details:
+            enable_details(opened)
+        if rcvbuf is not None:
+            receive_buffer(opened, rcvbuf)
+        _bind(opened, group.sockaddr(chosen[0].index))
+        joined = []
+        refused: OSError | None = None
+        for interface in chosen:
+            try:
+                _join_all(opened, group, interface, excluded)
+                joined.append(interface)
+            except OSError as error:
+                if not optional:
+                    raise
+                refused = error
+                _log.warning("%s is not joined on %s: %s", group.address, interface.name, error)
+        if refused is not None and not joined:
+            raise refused
+    except BaseException:
+        opened.close()
+        raise
+    return opened, joined
+
+
+def _join_all(opened: socket.socket, group: Group, interface: Interface, excluded: Sequence[str]) -> None:
+    for source in group.sources or (None,):
+        join(opened, group, interface.index, source)
+    for source in excluded:
+        _request(opened, _MCAST_BLOCK_SOURCE, group, interface.index, source)
+
+
+def join(opened: socket.socket, group: Group, index: int, source: str | None = None) -> None:
+    """Join `group` on the interface with number `index`, for packets from `source` or from anybody."""
+    option = _MCAST_JOIN_GROUP if source is None else _MCAST_JOIN_SOURCE_GROUP
+    _request(opened, option, group, index, source)
+
+
+def leave(opened: socket.socket, group: Group, index: int) -> None:
+    """Leave `group` on the interface with number `index`, with all its sources. Harmless when it is not joined."""
+    try:
+        _request(opened, _MCAST_LEAVE_GROUP, group, index, None)
+    except OSError:
+        pass  # not joined, or the interface is gone and the membership with it
+
+
+def _request(opened: socket.socket, option: int, group: Group, index: int, source: str | None) -> None:
+    # struct group_req and group_source_req (RFC 3678 section 5.1): a number, padded as a pointer is aligned, then
+    # one or two sockaddr_storage.
+    table = group._table
+    value = struct.pack("@I0P", index) + _storage(group.address)
+    if source is not None:
+        value += _storage(source)
+    try:
+        opened.setsockopt(table.level, option, value)
+    except OSError as error:
+        raise advise(error, "join", group=group.address, family=table.name, interfaces=listing()) from None
+
+
+def _storage(address: str) -> bytes:
+    if ":" in address:
+        packed = struct.pack("@HHI", socket.AF_INET6, 0, 0) + socket.inet_pton(socket.AF_INET6, address)
+    else:
+        packed = struct.pack("@HH", socket.AF_INET, 0) + socket.inet_pton(socket.AF_INET, address)
+    return packed.ljust(128, b"\0")
+
+
+def enable_details(opened: socket.socket) -> None:
+    """Have the kernel add arrival interface, destination, TTL and receive time to each packet."""
+    table = _IPV6 if opened.family == socket.AF_INET6 else _IPV4
+    for option in table.details:
+        opened.setsockopt(table.level, option, 1)
+    opened.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+
+
+_told_about_buffer = False
+
+
+def receive_buffer(opened: socket.socket, wanted: int | None = None) -> int:
+    """Return the size of the receive buffer in bytes, after setting it to `wanted` bytes, if given.
+
+    The kernel keeps twice as much and counts its own overhead in it (socket(7)); the number here is comparable to
+    what was asked for. A smaller one than wanted is logged once, with the setting to raise.
+    """
+    if wanted is not None:
+        if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
+            raise ArgumentError(f"rcvbuf must be a number of bytes, 1 or more, not {wanted!r}")
+        try:
+            opened.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, min(wanted, 0x3FFFFFFF))  # needs CAP_NET_ADMIN
+        except PermissionError:
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, min(wanted, 0x3FFFFFFF))
+    granted = opened.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
+    global _told_about_buffer
+    if wanted is not None and granted < wanted and not _told_about_buffer:
+        _told_about_buffer = True
+        _log.warning(
+            "asked for a receive buffer of %d bytes, the kernel granted %d; raise its limit:"
+            " sysctl -w net.core.rmem_max=%d",
+            wanted,
+            granted,
+            wanted,
+        )
+    return granted
+
+
+def drops(opened: socket.socket) -> int:
+    """Return how many packets the kernel has dropped at this socket since it was opened, modulo 2**32."""
+    info = opened.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 36)
+    return int(struct.unpack_from("@I", info, 4 * _SK_MEMINFO_DROPS)[0])
