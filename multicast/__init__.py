@@ -31,7 +31,7 @@ from .errors import (
     RegistrationError,
 )
 from .interfaces import Interface
-from .listeners import Inbox, MulticastListener, Statistics, listen
+from .listeners import DatagramListener, Inbox, MulticastListener, Statistics, listen
 from .poller import Dispatcher, HasFileno, Poller, Timer, _defaultPoller
 from .senders import Multicaster, SenderStatistics, sendto
 from .sockets import Group, Scope
@@ -40,6 +40,7 @@ __all__ = [
     "Address",
     "ArgumentError",
     "CaptureError",
+    "DatagramListener",
     "Dispatcher",
     "FilterError",
     "FrameError",

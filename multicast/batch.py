@@ -17,7 +17,7 @@ import errno
 import socket
 import struct
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 from .errors import PacketSizeError, PacketTypeError
 
@@ -67,7 +67,8 @@ class Address(tuple[Any, ...]):
         ttl: int | None = None,
         timestamp: int | None = None,
         truncated: bool = False,
-    ) -> Address:
+    ) -> Self:
+        """Make one; for tests and for listeners that are fed by hand."""
         self = tuple.__new__(cls, sockaddr)
         self.group = group
         self.interface = interface
@@ -99,7 +100,18 @@ class Reader:
     with `details` the kernel tells the rest with each (it must have been asked to, by `sockets.open_receiver`).
     """
 
-    __slots__ = ("addresses", "bytes", "details", "error", "group", "interface", "mtu", "packets", "socket", "truncated")
+    __slots__ = (
+        "addresses",
+        "bytes",
+        "details",
+        "error",
+        "group",
+        "interface",
+        "mtu",
+        "packets",
+        "socket",
+        "truncated",
+    )
 
     def __init__(
         self,

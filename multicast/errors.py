@@ -89,7 +89,8 @@ _SYSCTL = "/proc/sys/"
 # `{sysctl:path}` from the running kernel. Meanings: ip(7), ipv6(7), udp(7), packet(7), epoll_ctl(2).
 _ADVICE: dict[tuple[str, int], str] = {
     ("join", errno.ENODEV): (
-        "The kernel knows no interface for {group}. Interfaces there are: {interfaces}. Name one of them with interface=."
+        "The kernel knows no interface for {group}. Interfaces there are: {interfaces}. Name one of them with"
+        " interface=."
     ),
     ("join", errno.ENOBUFS): (
         "The limit of memberships or sources is reached: net.ipv4.igmp_max_memberships is"
@@ -134,11 +135,15 @@ _ADVICE: dict[tuple[str, int], str] = {
         "The queue of the outgoing interface is full and stayed full. Send more slowly (rate=, interval=), or make"
         " the queue longer: ip link set dev INTERFACE txqueuelen N."
     ),
-    ("send", errno.EPERM): "A local firewall rule drops this packet. `nft list ruleset` or `iptables -L -n` (as root) shows which.",
+    ("send", errno.EPERM): (
+        "A local firewall rule drops this packet. `nft list ruleset` or `iptables -L -n` (as root) shows which."
+    ),
     ("send", errno.EACCES): "{address} is a broadcast address; this library sends to groups and single hosts only.",
     ("send", errno.EINVAL): "The kernel refuses {address} as a destination; port 0 cannot be sent to.",
     ("send", errno.ECONNREFUSED): "No program listens at {address}; its host said so.",
-    ("register", errno.EPERM): "This kind of file cannot be polled; epoll takes sockets, pipes and the like, not regular files.",
+    ("register", errno.EPERM): (
+        "This kind of file cannot be polled; epoll takes sockets, pipes and the like, not regular files."
+    ),
     ("register", errno.EBADF): "The descriptor is closed already.",
     ("register", errno.EEXIST): "Another object is registered with the same descriptor: {other}. Unregister it first.",
     ("register", errno.ELOOP): "Pollers cannot be registered in a circle.",

@@ -5,7 +5,9 @@ The way of a packet: `Poller.poll` -> `handle_read` -> `batch.receive` -> the fi
 
 from __future__ import annotations
 
+import errno
 import select
+import socket
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -26,11 +28,12 @@ from .sockets import (
     drops,
     leave,
     open_receiver,
+    open_unicast,
     receive_buffer,
     receiving,
 )
 
-__all__ = ["Inbox", "MulticastListener", "Statistics", "listen"]
+__all__ = ["DatagramListener", "Inbox", "MulticastListener", "Statistics", "listen"]
 
 _Result = TypeVar("_Result")
 
@@ -52,21 +55,18 @@ class Statistics:
     dropped: int
 
 
-class MulticastListener(Dispatcher):
-    """Joins a multicast group and calls `handle_packet` for the packets that pass a filter.
+class DatagramListener(Dispatcher):
+    """Receives datagrams at a unicast address and calls `handle_packet` for those that pass a filter.
 
     `filter` is a callable `filter(packet, addr)`, or a regular expression (text, bytes, compiled, or any object with
     `match`) that is matched at the start of the packet's bytes; None, the default, takes what the class attribute
-    `filter` says, and lets everything pass where there is none. `ip` and `port` name the group; `mtu` is the most
-    bytes kept of a packet, longer ones are cut, marked and counted.
+    `filter` says, and lets everything pass where there is none. `ip` is an address of this host, or ``0.0.0.0`` or
+    ``::`` for all of them; port 0 takes any free port, and `address` tells which. The port is not shared with other
+    programs. `mtu` is the most bytes kept of a packet, longer ones are cut, marked and counted.
 
-    `interface` is a name, an index, a local address or a list of these; None joins on every interface that is up and
-    can do multicast, and on ``lo``. `sources` makes the join source-specific (IGMPv3, MLDv2), `exclude` refuses some
-    senders. `rcvbuf` asks for a receive buffer of so many bytes. With `details` the kernel tells arrival interface,
-    TTL and time of each packet; that costs about a third of the speed of bare receiving.
-
-    The listener is registered with `poller`, by default the default poller, once the constructor of the subclass is
-    done. It gets packets of its group, on its port, from its interfaces, and nothing else.
+    `rcvbuf` asks for a receive buffer of so many bytes. With `details` the kernel tells arrival interface, TTL and
+    time of each packet; that costs about a third of the speed of bare receiving. The listener is registered with
+    `poller`, by default the default poller, once the constructor of the subclass is done.
 
     Raises `GroupError`, `FilterError`, `ArgumentError`, `InterfaceError`, and `OSError` with advice.
     """
@@ -77,49 +77,51 @@ class MulticastListener(Dispatcher):
     def __init__(
         self,
         filter: Filter = None,
-        ip: str = DEFAULT_IP,
+        ip: str = "127.0.0.1",
         port: int = DEFAULT_PORT,
         mtu: int = 4096,
         *,
-        interface: WhichInterfaces = None,
-        sources: Iterable[str] | None = None,
-        exclude: Iterable[str] | None = None,
         rcvbuf: int | None = None,
         details: bool = False,
         poller: Poller | None = None,
     ) -> None:
-        #: The group, its port and sources.
-        self.group = Group.of(ip, port, sources)
+        self._prepare(filter, mtu)
+        opened = open_unicast(ip, port, rcvbuf=rcvbuf, details=details)
+        own = opened.getsockname()[0]
+        self._start(opened, mtu, None if own in ("0.0.0.0", "::") else own, None, details, poller)  # noqa: S104
+
+    def _prepare(self, filter: Filter, mtu: int) -> None:
+        """Check what can be checked before a socket is opened."""
         self._accept = filters.predicate(filters.class_filter(self) if filter is None else filter)
         if isinstance(mtu, bool) or not isinstance(mtu, int) or mtu < 1:
             raise ArgumentError(f"mtu must be a number of bytes, 1 or more, not {mtu!r}")
-        wanted = receiving(self.group, interface)
-        opened, joined = open_receiver(
-            self.group,
-            wanted,
-            exclude=() if exclude is None else exclude,
-            rcvbuf=rcvbuf,
-            details=details,
-            optional=interface is None and not self.group.interfaces,
-        )
-        super().__init__(opened, poller)
-        #: The interfaces the group is joined on.
-        self.interfaces: tuple[Interface, ...] = tuple(joined)
-        self._reader = batch.Reader(
-            opened,
-            mtu,
-            group=self.group.address,
-            interface=joined[0].name if len(joined) == 1 else None,
-            details=details,
-        )
-        # Read and not delivered yet: a handler raised, or stopped the listener.
+
+    def _start(
+        self,
+        opened: socket.socket,
+        mtu: int,
+        group: str | None,
+        interface: str | None,
+        details: bool,
+        poller: Poller | None,
+    ) -> None:
+        """Take over the socket."""
+        Dispatcher.__init__(self, opened, poller)
+        self._reader = batch.Reader(opened, mtu, group=group, interface=interface, details=details)
+        # Read and not delivered yet: a handler raised.
         self._unread: Iterator[tuple[bytes, Address]] | None = None
-        self._delivered = self._filtered = 0
-        self._dropped = 0
+        self._delivered = self._filtered = self._dropped = 0
 
     def __repr__(self) -> str:
-        where = ",".join(interface.name for interface in self.interfaces)
-        return f"<{type(self).__name__} {self.group} on {where}{', closed' if self.closed else ''}>"
+        return f"<{type(self).__name__}{', closed' if self.closed else f' at {self.address}'}>"
+
+    @property
+    def address(self) -> tuple[Any, ...]:
+        """The address and port it receives at, as `socket.getsockname` gives them. Raises `OSError` once closed."""
+        if self.socket is None:
+            raise OSError(errno.EBADF, "the listener is closed")
+        name: tuple[Any, ...] = self.socket.getsockname()
+        return name
 
     @abstractmethod
     def handle_packet(self, packet: bytes, addr: Address) -> object:
@@ -132,7 +134,7 @@ class MulticastListener(Dispatcher):
         """Receive one batch and deliver it; called by the poller."""
         unread = self._unread
         if unread is None:
-            unread = zip(*batch.receive(self._reader))
+            unread = zip(*batch.receive(self._reader), strict=True)
         else:
             self._unread = None
         self._deliver(unread)
@@ -184,8 +186,61 @@ class MulticastListener(Dispatcher):
             # The kernel's counter has 32 bits and wraps.
             self._dropped += (drops(self.socket) - self._dropped) & 0xFFFFFFFF
 
-    def _leave(self, socket: Any) -> None:
+    def _leave(self, socket: socket.socket) -> None:
         self._count_drops()
+
+
+class MulticastListener(DatagramListener):
+    """Joins a multicast group and calls `handle_packet` for the packets that pass a filter.
+
+    `ip` and `port` name the group. `filter`, `mtu`, `rcvbuf`, `details` and `poller` are those of
+    `DatagramListener`.
+
+    `interface` is a name, an index, a local address or a list of these; None joins on every interface that is up and
+    can do multicast, and on ``lo``. `sources` makes the join source-specific (IGMPv3, MLDv2), `exclude` refuses some
+    senders. The listener gets packets of its group, on its port, from its interfaces, and nothing else; other
+    programs may use the group and the port as well.
+
+    Raises `GroupError`, `FilterError`, `ArgumentError`, `InterfaceError`, and `OSError` with advice.
+    """
+
+    def __init__(
+        self,
+        filter: Filter = None,
+        ip: str = DEFAULT_IP,
+        port: int = DEFAULT_PORT,
+        mtu: int = 4096,
+        *,
+        interface: WhichInterfaces = None,
+        sources: Iterable[str] | None = None,
+        exclude: Iterable[str] | None = None,
+        rcvbuf: int | None = None,
+        details: bool = False,
+        poller: Poller | None = None,
+    ) -> None:
+        #: The group, its port and sources.
+        self.group = Group.of(ip, port, sources)
+        self._prepare(filter, mtu)
+        wanted = receiving(self.group, interface)
+        opened, joined = open_receiver(
+            self.group,
+            wanted,
+            exclude=() if exclude is None else exclude,
+            rcvbuf=rcvbuf,
+            details=details,
+            optional=interface is None and not self.group.interfaces,
+        )
+        #: The interfaces the group is joined on.
+        self.interfaces: tuple[Interface, ...] = tuple(joined)
+        alone = joined[0].name if len(joined) == 1 else None
+        self._start(opened, mtu, self.group.address, alone, details, poller)
+
+    def __repr__(self) -> str:
+        where = ",".join(interface.name for interface in self.interfaces)
+        return f"<{type(self).__name__} {self.group} on {where}{', closed' if self.closed else ''}>"
+
+    def _leave(self, socket: socket.socket) -> None:
+        super()._leave(socket)
         for interface in self.interfaces:
             leave(socket, self.group, interface.index)
 

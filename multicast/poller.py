@@ -33,7 +33,7 @@ import weakref
 from abc import ABCMeta
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 from .errors import ArgumentError, RegistrationError, advise
 
@@ -636,7 +636,7 @@ class Poller:
             if isinstance(registration.target, Dispatcher):
                 registration.target._abandon()
 
-    def __enter__(self) -> Poller:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -650,9 +650,6 @@ class Poller:
             self._release()
         except (AttributeError, OSError, TypeError):
             pass
-
-
-_Self = TypeVar("_Self", bound="Dispatcher")
 
 
 class _RegisterWhenBuilt(ABCMeta):
@@ -733,7 +730,7 @@ class Dispatcher(metaclass=_RegisterWhenBuilt):
         if socket is not None:
             socket.close()
 
-    def __enter__(self: _Self) -> _Self:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:

@@ -44,7 +44,9 @@ __all__ = [
     "leave",
     "open_receiver",
     "open_sender",
+    "open_unicast",
     "receive_buffer",
+    "send_by",
 ]
 
 _log = logging.getLogger("multicast")
@@ -445,7 +447,8 @@ def _sending(
         if not _told_about_loopback:
             _told_about_loopback = True
             _log.warning(
-                "no route for %s: its packets go out of lo and stay on this host; name an interface to send by", to.address
+                "no route for %s: its packets go out of lo and stay on this host; name an interface to send by",
+                to.address,
             )
         return _Way(_loopback())
     return _Way()
@@ -600,6 +603,62 @@ def open_receiver(
         opened.close()
         raise
     return opened, joined
+
+
+def open_unicast(
+    ip: str, port: int, *, ttl: int | None = None, rcvbuf: int | None = None, details: bool = False
+) -> socket.socket:
+    """Open a non-blocking socket of one's own at a unicast address of this host, shared with nobody.
+
+    `ip` may be ``0.0.0.0`` or ``::`` for all addresses, `port` 0 for any free one. It is not connected, so it hears
+    answers from anywhere. `ttl` is for what is sent from it to groups. Raises `ArgumentError`, `GroupError` and
+    `OSError` with advice; nothing stays open then.
+    """
+    address = _address(ip, "address")
+    if port != 0:
+        check_port(port)
+    if ttl is not None:
+        check_ttl(ttl)
+    if address.is_multicast:
+        raise GroupError(f"{address} is a group; join it with MulticastListener(ip={str(address)!r})")
+    table = _IPV4 if address.version == 4 else _IPV6
+    zone = getattr(address, "scope_id", None)
+    scope = resolve(zone).index if zone else 0
+    opened = _open(table)
+    try:
+        if ttl is not None:
+            opened.setsockopt(table.level, table.ttl, ttl)
+        if details:
+            enable_details(opened)
+        if rcvbuf is not None:
+            receive_buffer(opened, rcvbuf)
+        _bind(opened, (_plain(address), port) if table is _IPV4 else (_plain(address), port, 0, scope))
+    except BaseException:
+        opened.close()
+        raise
+    return opened
+
+
+def send_by(
+    opened: socket.socket, packet: bytes, sockaddr: tuple[Any, ...], index: int = 0, source: str | None = None
+) -> None:
+    """Send one packet by the interface with number `index` and from the local address `source`, where given.
+
+    Both hold for this packet alone (IP_PKTINFO in ip(7), RFC 3542 section 6). Raises `OSError` with advice.
+    """
+    if opened.family == socket.AF_INET:
+        # struct in_pktinfo: index, the local address, and one that only receivers get.
+        level, kind = socket.IPPROTO_IP, _IP_PKTINFO
+        info = struct.pack("@i4s4x", index, bytes(4) if source is None else socket.inet_aton(source))
+    else:
+        level, kind = socket.IPPROTO_IPV6, socket.IPV6_PKTINFO
+        info = struct.pack("@16si", bytes(16) if source is None else socket.inet_pton(socket.AF_INET6, source), index)
+    try:
+        opened.sendmsg([packet], [(level, kind, info)], 0, sockaddr)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise advise(error, "send", address=sockaddr[0], interfaces=listing()) from None
 
 
 def _join_all(opened: socket.socket, group: Group, interface: Interface, excluded: Sequence[str]) -> None:
