@@ -127,7 +127,7 @@ def _memberships() -> Counter[str]:
 def _registrations() -> Counter[str]:
     """Return what is registered on the default poller, and have it free its own descriptors."""
     try:
-        from multicast import _defaultPoller
+        from multicast.poller import _defaultPoller
     except ImportError:  # a broken package makes its tests fail, not this
         return Counter()
     found = Counter(f"registration of {target!r} on the default poller" for target in _defaultPoller)

@@ -86,6 +86,9 @@ def _enter(flags: int) -> None:
     uid, gid = os.geteuid(), os.getegid()
     _call(_libc.unshare, flags)
     if flags & CLONE_NEWUSER:
+        # From here on we count as root; what is named after the user, as temporary directories are, must not
+        # be taken for root's.
+        os.environ.setdefault("LOGNAME", f"uid{uid}")
         Path("/proc/self/setgroups").write_text("deny")
         Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
         Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
