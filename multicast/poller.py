@@ -659,6 +659,15 @@ class _RegisterWhenBuilt(ABCMeta):
     It derives from ABCMeta so that dispatchers can be mixed with abstract base classes.
     """
 
+    @property
+    def __signature__(cls) -> Any:
+        # What help() and editors show: the arguments of the constructor, and not those of __call__ below.
+        import inspect
+
+        signature = inspect.signature(cls.__init__)  # type: ignore[misc]
+        arguments = list(signature.parameters.values())[1:]
+        return signature.replace(parameters=arguments, return_annotation=inspect.Signature.empty)
+
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         make: Callable[..., Any] = cls.__new__
         instance = make(cls, *args, **kwargs)
