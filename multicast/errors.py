@@ -169,10 +169,10 @@ def advise(error: OSError, operation: str, **context: object) -> OSError:
     """Add to `error` what it means for `operation` and what to do about it; return the same error.
 
     `operation` is one of ``open bind join leave send receive register``. `context` fills the names in the text.
-    An error the table does not know is returned as it came, and one that has a note keeps the note it has.
+    An error the table does not know is returned as it came.
     """
     text = _ADVICE.get((operation, error.errno or 0))
-    if text is None or getattr(error, "__notes__", None):
+    if text is None:
         return error
     while "{sysctl:" in text:
         before, _, rest = text.partition("{sysctl:")

@@ -16,7 +16,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from . import batch
@@ -45,7 +45,7 @@ def destination(ip: str, port: int) -> Endpoint:
     return Group.of(ip, port) if endpoint.is_multicast else endpoint
 
 
-def _as_packets(packets: object) -> Iterator[object]:
+def as_packets(packets: object) -> Iterator[object]:
     """One packet, or an iterable of them: text and buffers are *one* packet."""
     if isinstance(packets, (str, bytes, bytearray, memoryview)):
         return iter((packets,))
@@ -83,46 +83,80 @@ def sendto(
     2
     """
     to = destination(ip, port)
-    source = _as_packets(packets)
+    source = as_packets(packets)
+    # The first is looked at before a socket is opened: most mistakes are in all packets alike.
     first = [batch.encode(packet, to.longest) for packet in islice(source, 1)]
     opened, sockaddr = open_sender(
         to, ttl, interface=interface, source_ip=source_ip, source_port=source_port, loopback=loopback
     )
     with opened:
-        writer = batch.Writer(opened, sockaddr)
-        sent = 0
-        chunk = first
-        while chunk:
-            _send_all(writer, chunk, to)
-            sent += len(chunk)
-            chunk = [batch.encode(packet, to.longest) for packet in islice(source, batch.LIMIT)]
-    return sent
+        transmission = Transmission(batch.Writer(opened, sockaddr), to, chain(first, source))
+        for pause in transmission:
+            if pause is None:
+                waiting = select.poll()
+                waiting.register(opened, select.POLLOUT)
+                waiting.poll()
+            else:
+                time.sleep(pause)
+    return transmission.sent
 
 
-def _send_all(writer: batch.Writer, packets: list[bytes], to: Endpoint) -> None:
-    done = 0
-    full_since: float | None = None
-    pause = _FULL_FIRST
-    while done < len(packets):
-        try:
-            done += batch.send(writer, packets, done)
-            full_since, pause = None, _FULL_FIRST
-        except BlockingIOError:
-            waiting = select.poll()
-            waiting.register(writer.socket, select.POLLOUT)
-            waiting.poll()
-        except OSError as error:
-            now = time.monotonic()
-            full_since = now if full_since is None else full_since
-            if error.errno != errno.ENOBUFS or now - full_since > _FULL_ENOUGH:
-                raise _explained(error, to) from None
-            time.sleep(pause)
-            pause = min(2 * pause, _FULL_LAST)
+class Transmission:
+    """Packets on their way to the kernel, all of them and in order, whoever does the waiting.
+
+    Iterating sends; what it yields is what to wait for before going on: None until the socket is writable, a number
+    of seconds to pause. `sent` counts the packets taken by the kernel. Raises what `sendto` raises.
+    """
+
+    def __init__(self, writer: batch.Writer, to: Endpoint, packets: Iterable[object]) -> None:
+        self._writer = writer
+        self._to = to
+        self._packets = iter(packets)
+        #: How many packets the kernel has taken.
+        self.sent = 0
+
+    def __iter__(self) -> Iterator[float | None]:
+        failure: Exception | None = None
+        while failure is None:
+            chunk: list[bytes] = []
+            try:
+                for packet in islice(self._packets, batch.LIMIT):
+                    chunk.append(batch.encode(packet, self._to.longest))
+            except Exception as error:
+                failure = error  # raised when what came before it is sent
+            if not chunk:
+                break
+            yield from self._send(chunk)
+        if failure is not None:
+            raise failure
+
+    def _send(self, packets: list[bytes]) -> Iterator[float | None]:
+        done = 0
+        full_since: float | None = None
+        pause = _FULL_FIRST
+        while done < len(packets):
+            try:
+                count = batch.send(self._writer, packets, done)
+            except BlockingIOError:
+                yield None
+            except OSError as error:
+                now = time.monotonic()
+                full_since = now if full_since is None else full_since
+                if error.errno != errno.ENOBUFS or now - full_since > _FULL_ENOUGH:
+                    if self.sent:
+                        error.add_note(f"{self.sent} packets were sent before.")
+                    raise _explained(error, self._to) from None
+                yield pause
+                pause = min(2 * pause, _FULL_LAST)
+            else:
+                done += count
+                self.sent += count
+                full_since, pause = None, _FULL_FIRST
 
 
 def _explained(error: OSError, to: Endpoint) -> OSError:
     net = "ff00::/8" if ":" in to.address else "224.0.0.0/4"
-    return advise(error, "send", address=to.address, net=net if to.is_multicast else f"{to.address}")
+    return advise(error, "send", address=to.address, net=net if to.is_multicast else to.address)
 
 
 @dataclass(frozen=True, slots=True)
