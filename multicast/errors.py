@@ -11,6 +11,7 @@ The tree is short, and every class is also the built-in exception a caller would
      +-- InterfaceError     LookupError              no such interface, or none that can be used
      +-- RegistrationError  TypeError, ValueError    an object that a poller cannot drive
      +-- FrameError         ValueError               a peer's stream does not keep to its framing
+     +-- PeerTimeout        TimeoutError             the peer of a stream is too slow, or silent for too long
      +-- CaptureError       ValueError               a capture file that cannot be read
      +-- NoReply            TimeoutError             nobody answered in time
 
@@ -34,6 +35,7 @@ __all__ = [
     "NoReply",
     "PacketSizeError",
     "PacketTypeError",
+    "PeerTimeout",
     "RegistrationError",
     "advise",
 ]
@@ -73,6 +75,10 @@ class RegistrationError(MulticastError, TypeError, ValueError):
 
 class FrameError(MulticastError, ValueError):
     """A peer sent bytes that do not keep to the framing of its stream."""
+
+
+class PeerTimeout(MulticastError, TimeoutError):
+    """The peer of a stream takes what is sent to it too slowly, or has said nothing for too long."""
 
 
 class CaptureError(MulticastError, ValueError):
@@ -141,6 +147,21 @@ _ADVICE: dict[tuple[str, int], str] = {
     ("send", errno.EACCES): "{address} is a broadcast address; this library sends to groups and single hosts only.",
     ("send", errno.EINVAL): "The kernel refuses {address} as a destination; port 0 cannot be sent to.",
     ("send", errno.ECONNREFUSED): "No program listens at {address}; its host said so.",
+    ("accept", errno.EADDRINUSE): (
+        "Another program listens at port {port}. `ss -tlnp 'sport = :{port}'` shows which one; stop it, or use another"
+        " port."
+    ),
+    ("accept", errno.EADDRNOTAVAIL): (
+        "{address} is not an address of this host; addresses there are: {interfaces}. 0.0.0.0 and :: mean all of them."
+    ),
+    ("accept", errno.EACCES): "Ports below 1024 need root or CAP_NET_BIND_SERVICE. Use a port from 1024 on.",
+    ("connect", errno.ECONNREFUSED): "No program listens at {address}. Start it first, or check address and port.",
+    ("connect", errno.ETIMEDOUT): "{address} does not answer. Check the address, and firewalls on the way.",
+    ("connect", errno.ENETUNREACH): "This host has no route to {address}.",
+    ("connect", errno.EHOSTUNREACH): "{address} cannot be reached from this host.",
+    ("stream", errno.ECONNRESET): "{address} has broken the connection off; what it had not read yet is lost.",
+    ("stream", errno.EPIPE): "{address} has closed the connection; what it had not read yet is lost.",
+    ("stream", errno.ETIMEDOUT): "{address} does not answer any more.",
     ("register", errno.EPERM): (
         "This kind of file cannot be polled; epoll takes sockets, pipes and the like, not regular files."
     ),
@@ -168,8 +189,8 @@ class _Context(dict[str, str]):
 def advise(error: OSError, operation: str, **context: object) -> OSError:
     """Add to `error` what it means for `operation` and what to do about it; return the same error.
 
-    `operation` is one of ``open bind join leave send receive register``. `context` fills the names in the text.
-    An error the table does not know is returned as it came.
+    `operation` is one of ``open bind join leave send receive accept connect stream register``. `context`
+    fills the names in the text. An error the table does not know is returned as it came.
     """
     text = _ADVICE.get((operation, error.errno or 0))
     if text is None:

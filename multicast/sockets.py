@@ -42,9 +42,12 @@ __all__ = [
     "drops",
     "join",
     "leave",
+    "open_acceptor",
     "open_receiver",
     "open_sender",
+    "open_stream",
     "open_unicast",
+    "prepare_stream",
     "receive_buffer",
     "send_by",
 ]
@@ -471,9 +474,9 @@ def _routed(to: Endpoint) -> bool:
 # -- opening -------------------------------------------------------------------------------------------------------
 
 
-def _open(table: _Family) -> socket.socket:
+def _open(table: _Family, kind: int = socket.SOCK_DGRAM) -> socket.socket:
     try:
-        opened = socket.socket(table.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        opened = socket.socket(table.family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
             if table is _IPV6:
                 opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -485,11 +488,11 @@ def _open(table: _Family) -> socket.socket:
     return opened
 
 
-def _bind(opened: socket.socket, sockaddr: tuple[Any, ...]) -> None:
+def _bind(opened: socket.socket, sockaddr: tuple[Any, ...], operation: str = "bind") -> None:
     try:
         opened.bind(sockaddr)
     except OSError as error:
-        raise advise(error, "bind", address=sockaddr[0], port=sockaddr[1], interfaces=listing()) from None
+        raise advise(error, operation, address=sockaddr[0], port=sockaddr[1], interfaces=listing()) from None
 
 
 def open_sender(
@@ -745,3 +748,88 @@ def drops(opened: socket.socket) -> int:
     """Return how many packets the kernel has dropped at this socket since it was opened, modulo 2**32."""
     info = opened.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 36)
     return int(struct.unpack_from("@I", info, 4 * _SK_MEMINFO_DROPS)[0])
+
+
+# -- streams -------------------------------------------------------------------------------------------------------
+
+# How many connections the kernel keeps until they are accepted; it takes less where net.core.somaxconn is less.
+_BACKLOG = 1024
+
+
+def open_acceptor(ip: str, port: int) -> socket.socket:
+    """Open a non-blocking TCP socket that listens at an address of this host.
+
+    `ip` may be ``0.0.0.0`` or ``::`` for all addresses of the family, `port` 0 for any free one. Raises
+    `ArgumentError`, `GroupError`, `InterfaceError`, and `OSError` with advice; nothing stays open then.
+    """
+    address, table, sockaddr = _stream_address(ip, port)
+    if address.is_multicast:
+        raise GroupError(f"{address} is a group, and TCP connects single hosts")
+    opened = _open(table, socket.SOCK_STREAM)
+    try:
+        # Before bind, or it does nothing: connections of the last run that are not forgotten yet (TIME_WAIT) keep
+        # the port for a minute otherwise. On a listening socket it shares nothing.
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _bind(opened, sockaddr, "accept")
+        try:
+            opened.listen(_BACKLOG)
+        except OSError as error:
+            raise advise(error, "accept", address=sockaddr[0], port=sockaddr[1]) from None
+    except BaseException:
+        opened.close()
+        raise
+    return opened
+
+
+def open_stream(ip: str, port: int, *, source_ip: str | None = None) -> tuple[socket.socket, OSError | None]:
+    """Open a non-blocking TCP socket and start connecting it; return it, and the error if that failed already.
+
+    The connection stands, or has failed (SO_ERROR), when the socket is writable: connect(2), EINPROGRESS.
+    `source_ip` is the address it comes from. Raises `ArgumentError`, `GroupError`, `InterfaceError`, and `OSError`
+    with advice when the socket cannot be made; nothing stays open then.
+    """
+    to = Endpoint(ip, port)
+    if to.is_multicast:
+        raise GroupError(f"{to.address} is a group, and TCP connects single hosts")
+    _, table, sockaddr = _stream_address(ip, port)
+    own = None if source_ip is None else _stream_address(source_ip, 0)
+    if own is not None and own[1] is not table:
+        raise GroupError(f"source_ip {source_ip} and {to.address} are not of one family")
+    opened = _open(table, socket.SOCK_STREAM)
+    failed: OSError | None = None
+    try:
+        if own is not None:
+            _bind(opened, own[2])
+        try:
+            opened.connect(sockaddr)
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            failed = error
+    except BaseException:
+        opened.close()
+        raise
+    return opened, failed
+
+
+def _stream_address(
+    ip: str, port: int
+) -> tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, _Family, tuple[Any, ...]]:
+    address = _address(ip, "address")
+    if port != 0:
+        check_port(port)
+    if address.version == 4:
+        return address, _IPV4, (str(address), port)
+    zone = address.scope_id
+    return address, _IPV6, (_plain(address), port, 0, resolve(zone).index if zone else 0)
+
+
+def prepare_stream(opened: socket.socket) -> None:
+    """Make a stream socket non-blocking, and have TCP send what it is given at once.
+
+    Without TCP_NODELAY a small message may wait for the acknowledgement of the one before, 40 ms or more (tcp(7));
+    streams gather what belongs together themselves.
+    """
+    opened.setblocking(False)
+    if opened.family in (socket.AF_INET, socket.AF_INET6):
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
