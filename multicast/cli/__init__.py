@@ -1,0 +1,58 @@
+"""The `multicast` command: a table of its commands, and the way into them.
+
+The libraries the command needs are an extra, so this file imports none of them; and a command's module is imported
+when the command is run, so that `multicast send` does not wait for what only other commands use.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+__all__ = ["COMMANDS", "main"]
+
+
+class Entry(NamedTuple):
+    """Where a command is, and what it is for."""
+
+    module: str
+    function: str
+    summary: str
+
+
+#: The commands in the order of the help. Each is a function of a module beside this file.
+COMMANDS: dict[str, Entry] = {
+}
+
+# Which extra brings a library (setup.cfg), by the name it is imported under.
+_EXTRAS = {
+    "click": "cli",
+    "rich": "cli",
+    "dpkt": "capture",
+    "pcapng": "capture",
+    "matplotlib": "plot",
+    "prometheus_client": "metrics",
+    "cryptography": "secure",
+}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line `args`, by default that of the process; return the exit code.
+
+    0 yes, 1 it ran but the answer is no, 2 usage, 3 the system refused, 4 bad data, 130 interrupted before an answer.
+    """
+    try:
+        from .output import run
+
+        return run(args)
+    except ModuleNotFoundError as error:
+        library = (error.name or "").partition(".")[0]
+        if library not in _EXTRAS:
+            raise
+        print(
+            f'multicast: this command needs {library}, which is not installed: pip install'
+            f' "multicast-poller[{_EXTRAS[library]}]"',
+            file=sys.stderr,
+        )
+        return 3
