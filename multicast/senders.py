@@ -96,7 +96,7 @@ def sendto(
                 waiting = select.poll()
                 waiting.register(opened, select.POLLOUT)
                 waiting.poll()
-            else:
+            elif pause:
                 time.sleep(pause)
     return transmission.sent
 
@@ -105,7 +105,7 @@ class Transmission:
     """Packets on their way to the kernel, all of them and in order, whoever does the waiting.
 
     Iterating sends; what it yields is what to wait for before going on: None until the socket is writable, a number
-    of seconds to pause. `sent` counts the packets taken by the kernel. Raises what `sendto` raises.
+    of seconds to pause, 0 where others may have their turn. `sent` counts the packets taken by the kernel. Raises what `sendto` raises.
     """
 
     def __init__(self, writer: batch.Writer, to: Endpoint, packets: Iterable[object]) -> None:
@@ -127,6 +127,7 @@ class Transmission:
             if not chunk:
                 break
             yield from self._send(chunk)
+            yield 0
         if failure is not None:
             raise failure
 

@@ -1,0 +1,294 @@
+"""The same things awaited: on asyncio, uvloop, trio, and anyio on either of them.
+
+Nothing is implemented twice here. A `Poller` has a descriptor that is readable whenever it has something to do, its
+timers included, so an event loop drives it by watching that one descriptor. Which event loop runs is found out when
+something has to be awaited; the others are not imported.
+
+Packets are read when somebody awaits them, a batch at a time, and wait in the kernel's buffer otherwise: a slow
+consumer costs no memory, and what overflows is counted there. Each object here has a poller of its own, so an error in
+a handler is raised in the task that awaits that object, and cancelling the task closes it at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from multicast import batch
+from multicast.batch import Address
+from multicast.filters import Filter
+from multicast.listeners import MulticastListener, Statistics
+from multicast.poller import Poller
+from multicast.senders import Transmission, as_packets, destination
+from multicast.sockets import DEFAULT_IP, DEFAULT_PORT, WhichInterface, WhichInterfaces, open_sender
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from ._endpoint import MulticastTransport
+
+    _Protocol = TypeVar("_Protocol", bound=asyncio.DatagramProtocol)
+
+__all__ = ["Packets", "Sender", "create_multicast_endpoint", "drive", "listen", "sendto"]
+
+
+def _backend() -> Any:
+    """Return the module for the event loop that runs the current task."""
+    trio = sys.modules.get("trio")
+    if trio is not None and trio.lowlevel.in_trio_task():
+        from . import _trio
+
+        return _trio
+    from . import _asyncio
+
+    return _asyncio
+
+
+@asynccontextmanager
+async def drive(poller: Poller) -> AsyncIterator[Poller]:
+    """Run `poller` inside the running event loop, timers included, for as long as the context lasts.
+
+    What a handler raises is raised in the task that is inside the context, wherever it waits. Nothing is closed on
+    leaving; an idle poller wakes nobody. Use it for pollers with handlers of your own::
+
+        async with aio.drive(poller):
+            await something
+    """
+    async with _backend().driving(poller):
+        yield poller
+
+
+class _Receiving(MulticastListener):
+    """A listener that keeps one batch for whoever awaits it."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.waiting: deque[tuple[bytes, Address]] = deque()
+        super().__init__(*args, **options)
+
+    def handle_packet(self, packet: bytes, addr: Address) -> object:
+        self.waiting.append((packet, addr))
+        return False
+
+
+class Packets:
+    """The packets of a group, to iterate over with ``async for``; made by `listen`.
+
+    One task at a time may wait for the next packet.
+    """
+
+    def __init__(self, limit: int | None, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+        self._limit = limit
+        self._arguments = arguments
+        self._options = options
+        self._poller: Poller | None = None
+        self._listener: _Receiving | None = None
+        self._awaited = False
+
+    async def __aenter__(self) -> Self:
+        self._poller = Poller()
+        try:
+            self._listener = _Receiving(*self._arguments, poller=self._poller, **self._options)
+        except BaseException:
+            self._poller.close()
+            raise
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> tuple[bytes, Address]:
+        """Return the next packet and where it came from, once there is one."""
+        listener, poller = self._listener, self._poller
+        if listener is None or poller is None:
+            raise RuntimeError("enter the context first: async with aio.listen(...) as packets")
+        if self._limit is not None and self._limit <= 0:
+            self.close()
+        waiting = listener.waiting
+        if not waiting:
+            if self._awaited:
+                raise RuntimeError("another task waits for the next packet already; give each task its own listener")
+            readable = _backend().readable
+            self._awaited = True
+            try:
+                while not waiting and not listener.closed:
+                    await readable(poller.fileno())
+                    poller.poll(0)
+            finally:
+                self._awaited = False
+                if listener.closed:
+                    poller.close()
+        if not waiting or listener.closed:
+            raise StopAsyncIteration
+        if self._limit is not None:
+            self._limit -= 1
+        return waiting.popleft()
+
+    def close(self) -> None:
+        """Leave the group and end the iteration, that of a task that waits too. Idempotent."""
+        if self._listener is None or self._poller is None:
+            return
+        self._listener.close()
+        if self._awaited:
+            self._poller.call_soon(lambda: None)  # wakes the task that waits; it frees the poller
+        else:
+            self._poller.close()
+
+    def statistics(self) -> Statistics:
+        """Return what was counted so far; readable after leaving the context too."""
+        if self._listener is None:
+            raise RuntimeError("enter the context first: async with aio.listen(...) as packets")
+        return self._listener.statistics()
+
+
+def listen(
+    ip: str = DEFAULT_IP,
+    port: int = DEFAULT_PORT,
+    mtu: int = 4096,
+    limit: int | None = None,
+    *,
+    filter: Filter = None,
+    interface: WhichInterfaces = None,
+    sources: Iterable[str] | None = None,
+    exclude: Iterable[str] | None = None,
+    rcvbuf: int | None = None,
+    details: bool = False,
+) -> Packets:
+    """Return the packets of a group, as an async context manager to iterate over.
+
+    ::
+
+        async with aio.listen("239.1.2.3", 5000) as packets:
+            async for packet, addr in packets:
+                ...
+
+    Ends after `limit` packets where that is given. The other arguments are those of `MulticastListener`, and so are
+    the errors, which are raised on entering. Leaving the context, also by cancellation, leaves the group at once.
+    While nobody asks for the next packet, packets stay in the kernel's buffer (`rcvbuf`); what has no room there is
+    counted in `statistics().dropped`.
+    """
+    options = {
+        "interface": interface,
+        "sources": sources,
+        "exclude": exclude,
+        "rcvbuf": rcvbuf,
+        "details": details,
+    }
+    return Packets(limit, (filter, ip, port, mtu), options)
+
+
+class Sender:
+    """Sends to a group, again and again, from one socket; an async context manager.
+
+    The arguments are those of `multicast.sendto`. `send` waits while the kernel has no room, so a fast producer is
+    slowed to what the network takes.
+    """
+
+    def __init__(
+        self,
+        ip: str = DEFAULT_IP,
+        port: int = DEFAULT_PORT,
+        ttl: int = 1,
+        *,
+        interface: WhichInterface | None = None,
+        source_ip: str | None = None,
+        source_port: int = 0,
+        loopback: bool = True,
+    ) -> None:
+        self._to = destination(ip, port)
+        self._socket, sockaddr = open_sender(
+            self._to, ttl, interface=interface, source_ip=source_ip, source_port=source_port, loopback=loopback
+        )
+        self._writer = batch.Writer(self._socket, sockaddr)
+
+    async def send(self, packets: str | bytes | Iterable[str | bytes]) -> int:
+        """Send one packet or an iterable of packets; return how many, once the kernel has taken all of them.
+
+        Raises what `multicast.sendto` raises. Other tasks run meanwhile; two of them may send at the same time, and
+        their packets mix.
+        """
+        backend = _backend()
+        transmission = Transmission(self._writer, self._to, as_packets(packets))
+        for pause in transmission:
+            if pause is None:
+                await backend.writable(self._socket.fileno())
+            else:
+                await backend.sleep(pause)
+        return transmission.sent
+
+    def close(self) -> None:
+        """Close the socket. Idempotent."""
+        self._socket.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_socket"):
+            self.close()
+
+
+async def sendto(
+    packets: str | bytes | Iterable[str | bytes],
+    ip: str = DEFAULT_IP,
+    port: int = DEFAULT_PORT,
+    ttl: int = 1,
+    *,
+    interface: WhichInterface | None = None,
+    source_ip: str | None = None,
+    source_port: int = 0,
+    loopback: bool = True,
+) -> int:
+    """Send packets to a group and return how many, as `multicast.sendto` does, letting other tasks run meanwhile."""
+    async with Sender(
+        ip,
+        port,
+        ttl,
+        interface=interface,
+        source_ip=source_ip,
+        source_port=source_port,
+        loopback=loopback,
+    ) as sender:
+        return await sender.send(packets)
+
+
+async def create_multicast_endpoint(
+    protocol_factory: Callable[[], _Protocol],
+    ip: str = DEFAULT_IP,
+    port: int = DEFAULT_PORT,
+    *,
+    interface: WhichInterface | None = None,
+    sources: Iterable[str] | None = None,
+    ttl: int = 1,
+    mtu: int = 65535,
+    rcvbuf: int | None = None,
+    loopback: bool = True,
+) -> tuple[MulticastTransport, _Protocol]:
+    """Join a group for code written against `asyncio.DatagramProtocol`; return `(transport, protocol)`.
+
+    `datagram_received(data, addr)` is called for packets to the group and for answers to what was sent.
+    `transport.sendto(data)` without an address goes to the group, by `interface` and with `ttl`; with an address it
+    goes there. Nothing is connected, so answers from anywhere arrive. Runs on asyncio and uvloop; the rest is as in
+    `loop.create_datagram_endpoint`.
+    """
+    from ._endpoint import open_endpoint
+
+    return open_endpoint(
+        protocol_factory,
+        ip,
+        port,
+        interface=interface,
+        sources=sources,
+        ttl=ttl,
+        mtu=mtu,
+        rcvbuf=rcvbuf,
+        loopback=loopback,
+    )

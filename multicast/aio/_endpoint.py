@@ -1,0 +1,214 @@
+"""A datagram transport of asyncio's kind over a multicast listener and a private sending socket."""
+
+from __future__ import annotations
+
+import asyncio
+import select
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from multicast import batch
+from multicast.batch import Address
+from multicast.listeners import MulticastListener
+from multicast.poller import Dispatcher, Poller
+from multicast.senders import destination
+from multicast.sockets import WhichInterface, open_sender
+
+_Protocol = TypeVar("_Protocol", bound=asyncio.DatagramProtocol)
+
+# Where asyncio's own transports stop and resume their protocols, in bytes waiting to be sent.
+_HIGH = 64 * 1024
+
+
+class _Group(MulticastListener):
+    """The receiving half: what the group gets."""
+
+    def __init__(self, received: Callable[[bytes, Any], None], *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._received = received
+
+    def handle_packet(self, packet: bytes, addr: Address) -> None:
+        self._received(packet, addr)
+
+
+class _Private(Dispatcher):
+    """The sending half, and the answers to what was sent: a socket of our own, connected to nobody."""
+
+    _flags = select.EPOLLIN
+
+    def __init__(self, transport: MulticastTransport, opened: Any, sockaddr: tuple[Any, ...], poller: Poller) -> None:
+        super().__init__(opened, poller)
+        self._transport = transport
+        self._reader = batch.Reader(opened, 65535)
+        self.sockaddr = sockaddr
+        self.queue: deque[tuple[bytes, tuple[Any, ...]]] = deque()
+        self.queued = 0
+
+    def handle_read(self) -> None:
+        try:
+            packets, addresses = batch.receive(self._reader)
+        except OSError as error:
+            batch.drain_errors(self._reader.socket)
+            self._transport._protocol.error_received(error)
+            return
+        if not packets:  # an error waits in the queue, behind none that receiving would meet
+            batch.drain_errors(self._reader.socket)
+        for packet, addr in zip(packets, addresses, strict=True):
+            self._transport._protocol.datagram_received(packet, addr)
+
+    def send(self, packet: bytes, sockaddr: tuple[Any, ...]) -> bool:
+        """Send at once if the kernel has room; return whether it had."""
+        if self.socket is None:
+            return True
+        try:
+            self.socket.sendto(packet, sockaddr)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError as error:
+            self._transport._protocol.error_received(error)
+        return True
+
+    def handle_write(self) -> None:
+        while self.queue and self.send(*self.queue[0]):
+            packet, _ = self.queue.popleft()
+            self.queued -= len(packet)
+        if not self.queue and not self.closed:
+            self.poller.modify(self, select.EPOLLIN)
+        self._transport._drained()
+
+
+class MulticastTransport(asyncio.DatagramTransport):
+    """What `create_multicast_endpoint` returns: sends to the group, and to whoever is named."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, protocol: asyncio.DatagramProtocol) -> None:
+        super().__init__()
+        self._loop = loop
+        self._protocol = protocol
+        self._poller = Poller()
+        self._closing = False
+        self._paused = False
+
+    def _open(self, listener: dict[str, Any], sender: tuple[Any, tuple[Any, ...]]) -> None:
+        try:
+            self._private = _Private(self, *sender, self._poller)
+            self._group = _Group(self._protocol.datagram_received, poller=self._poller, **listener)
+        except BaseException:
+            sender[0].close()
+            self._poller.close()
+            raise
+        self._fd = self._poller.fileno()
+        self._extra = {"socket": self._group.socket, "sockname": self._group.address, "group": self._group.group}
+        self._loop.call_soon(self._start)
+
+    def _start(self) -> None:
+        self._protocol.connection_made(self)
+        if not self._closing:
+            self._loop.add_reader(self._fd, self._turn)
+
+    def _turn(self) -> None:
+        try:
+            self._poller.handle_read()
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            self._loop.call_exception_handler(
+                {
+                    "message": "datagram_received() raised",
+                    "exception": error,
+                    "transport": self,
+                    "protocol": self._protocol,
+                }
+            )
+
+    def sendto(self, data: Any, addr: Any = None) -> None:
+        """Send `data` to the group, or to `addr`; what the kernel has no room for is kept until it has.
+
+        Raises `PacketTypeError` and `PacketSizeError`; errors of the network reach the protocol's `error_received`.
+        """
+        private = self._private
+        packet = batch.encode(data, self._group.group.longest)
+        if self._closing:
+            return
+        sockaddr = private.sockaddr if addr is None else tuple(addr)
+        if not private.queue and private.send(packet, sockaddr):
+            return
+        private.queue.append((packet, sockaddr))
+        private.queued += len(packet)
+        private.poller.modify(private, select.EPOLLIN | select.EPOLLOUT)
+        if private.queued > _HIGH and not self._paused:
+            self._paused = True
+            self._protocol.pause_writing()
+
+    def _drained(self) -> None:
+        if self._paused and self._private.queued <= _HIGH // 4:
+            self._paused = False
+            self._protocol.resume_writing()
+        if self._closing and not self._private.queue:
+            self._finish(None)
+
+    def get_write_buffer_size(self) -> int:
+        """Return how many bytes wait to be sent."""
+        return self._private.queued
+
+    def is_closing(self) -> bool:
+        """Return whether `close` or `abort` was called."""
+        return self._closing
+
+    def close(self) -> None:
+        """Leave the group at once, send what waits, then call the protocol's `connection_lost`. Idempotent."""
+        if self._closing:
+            return
+        self._closing = True
+        self._group.close()
+        if not self._private.queue:
+            self._finish(None)
+
+    def abort(self) -> None:
+        """Close without sending what waits."""
+        self._private.queue.clear()
+        self._private.queued = 0
+        if self._closing:
+            self._finish(None)
+        else:
+            self.close()
+
+    def _finish(self, error: Exception | None) -> None:
+        if self._private.closed:
+            return
+        self._loop.remove_reader(self._fd)
+        self._poller.close()
+        self._loop.call_soon(self._protocol.connection_lost, error)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_private") and not self._closing and not self._loop.is_closed():
+            self.close()
+
+
+def open_endpoint(
+    protocol_factory: Callable[[], _Protocol],
+    ip: str,
+    port: int,
+    *,
+    interface: WhichInterface | None,
+    sources: Iterable[str] | None,
+    ttl: int,
+    mtu: int,
+    rcvbuf: int | None,
+    loopback: bool,
+) -> tuple[MulticastTransport, _Protocol]:
+    """Open what `create_multicast_endpoint` returns."""
+    loop = asyncio.get_running_loop()
+    protocol = protocol_factory()
+    transport = MulticastTransport(loop, protocol)
+    sender = open_sender(destination(ip, port), ttl, interface=interface, loopback=loopback)
+    listener = {
+        "ip": ip,
+        "port": port,
+        "mtu": mtu,
+        "interface": interface,
+        "sources": sources,
+        "rcvbuf": rcvbuf,
+    }
+    transport._open(listener, sender)
+    return transport, protocol

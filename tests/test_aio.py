@@ -1,0 +1,568 @@
+"""The awaited form: the same cases on every event loop it promises to run on."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from typing import Any
+
+import anyio
+import pytest
+import trio
+import uvloop
+
+import multicast
+from multicast import Address, MulticastListener, Poller, aio
+
+GROUP = "239.77.1.1"
+OTHER = "239.77.1.2"
+
+
+def on_asyncio(main: Callable[[], Awaitable[Any]]) -> Any:
+    return asyncio.run(main())  # type: ignore[arg-type]
+
+
+def on_uvloop(main: Callable[[], Awaitable[Any]]) -> Any:
+    return uvloop.run(main())  # type: ignore[arg-type]
+
+
+def on_trio(main: Callable[[], Awaitable[Any]]) -> Any:
+    return trio.run(main)
+
+
+def on_anyio(main: Callable[[], Awaitable[Any]]) -> Any:
+    return anyio.run(main, backend="asyncio")
+
+
+def on_anyio_over_trio(main: Callable[[], Awaitable[Any]]) -> Any:
+    return anyio.run(main, backend="trio")
+
+
+LOOPS = [on_asyncio, on_uvloop, on_trio, on_anyio, on_anyio_over_trio]
+ASYNCIO_LOOPS = [on_asyncio, on_uvloop]
+
+Run = Callable[[Callable[[], Awaitable[Any]]], Any]
+
+
+@pytest.fixture(params=LOOPS, ids=lambda function: function.__name__[3:])
+def run(request: pytest.FixtureRequest) -> Run:
+    function: Run = request.param
+    return function
+
+
+@pytest.fixture(params=ASYNCIO_LOOPS, ids=lambda function: function.__name__[3:])
+def run_asyncio(request: pytest.FixtureRequest) -> Run:
+    function: Run = request.param
+    return function
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loops_have_run_once() -> None:
+    """Event loops keep some descriptors for the life of the process; those are not ours to close."""
+
+    async def nothing() -> None:
+        pass
+
+    for function in LOOPS:
+        function(nothing)
+
+
+class Collector(MulticastListener):
+    """Keeps what it gets, and ends at a packet that says so."""
+
+    def __init__(self, **options: Any) -> None:
+        self.got: list[bytes] = []
+        super().__init__(ip=GROUP, **options)
+
+    def handle_packet(self, packet: bytes, addr: Address) -> bool:
+        self.got.append(packet)
+        return packet == b"end"
+
+
+# -- listening -----------------------------------------------------------------------------------------------------
+
+
+def test_listen_yields_packets_and_addresses_in_order(run: Run, free_port: int) -> None:
+    async def main() -> list[tuple[bytes, str, str | None]]:
+        got = []
+        async with aio.listen(GROUP, free_port) as packets:
+            multicast.sendto([b"one", b"two", b"three"], GROUP, free_port)
+            async for packet, addr in packets:
+                got.append((packet, addr.host, addr.group))
+                if len(got) == 3:
+                    break
+        return got
+
+    assert run(main) == [(text, "127.0.0.1", GROUP) for text in (b"one", b"two", b"three")]
+
+
+def test_listen_ends_after_its_limit_and_filters(run: Run, free_port: int) -> None:
+    async def main() -> tuple[list[bytes], int]:
+        async with aio.listen(GROUP, free_port, filter=rb"\d", limit=2) as packets:
+            await aio.sendto(["a", "1", "b", "2", "3"], GROUP, free_port)
+            got = [packet async for packet, addr in packets]
+        return got, packets.statistics().filtered
+
+    got, filtered = run(main)
+    assert got == [b"1", b"2"]
+    assert filtered == 2
+
+
+def test_packets_wait_in_the_kernel_while_nobody_asks_and_overflow_is_counted(run: Run, free_port: int) -> None:
+    async def main() -> tuple[int, int]:
+        async with aio.listen(GROUP, free_port, rcvbuf=4096) as packets:
+            await aio.sendto((b"x" * 500 for _ in range(200)), GROUP, free_port)
+            await aio.sendto(b"", GROUP, free_port)
+            before = packets.statistics()
+            assert before.packets == 0  # nothing was read in advance
+            count = 0
+            while before.dropped + count < 201:
+                await anext(packets)
+                count += 1
+        return before.dropped, count
+
+    dropped, received = run(main)
+    assert dropped > 0
+    assert dropped + received == 201
+
+
+def test_several_listeners_are_awaited_together(run: Run, free_port: int) -> None:
+    async def main() -> dict[str, list[bytes]]:
+        got: dict[str, list[bytes]] = {GROUP: [], OTHER: []}
+
+        async def receive(group: str) -> None:
+            async with aio.listen(group, free_port, limit=2) as packets:
+                async for packet, _ in packets:
+                    got[group].append(packet)
+
+        async with in_tasks(receive, GROUP, OTHER):
+            await joined(GROUP, OTHER)
+            await aio.sendto([b"1", b"2"], GROUP, free_port)
+            await aio.sendto([b"3", b"4"], OTHER, free_port)
+        return got
+
+    assert run(main) == {GROUP: [b"1", b"2"], OTHER: [b"3", b"4"]}
+
+
+def test_cancelling_leaves_the_group_at_once(run: Run, free_port: int) -> None:
+    async def main() -> None:
+        async def receive(group: str) -> None:
+            async with aio.listen(group, free_port) as packets:
+                async for _ in packets:
+                    raise AssertionError("nobody sends")
+
+        with anyio.move_on_after(30) as scope:
+            async with in_tasks(receive, GROUP):
+                await joined(GROUP)
+                scope.cancel()
+        assert GROUP not in memberships()
+
+    run(main)
+
+
+def test_closing_ends_the_iteration_of_a_task_that_waits(run: Run, free_port: int) -> None:
+    async def main() -> list[str]:
+        events = []
+        packets = aio.listen(GROUP, free_port)
+
+        async def receive(_: str) -> None:
+            async with packets:
+                async for _packet in packets:
+                    events.append("packet")
+            events.append("ended")
+
+        async with in_tasks(receive, GROUP):
+            await joined(GROUP)
+            packets.close()
+            packets.close()
+        return events
+
+    assert run(main) == ["ended"]
+
+
+def test_two_tasks_cannot_wait_on_one_listener(run: Run, free_port: int) -> None:
+    async def main() -> None:
+        async with aio.listen(GROUP, free_port) as packets:
+            started = anyio.Event()
+
+            async def first(_: str) -> None:
+                started.set()
+                async for _packet in packets:
+                    break
+
+            async with in_tasks(first, GROUP):
+                await started.wait()
+                await anyio.lowlevel.checkpoint()
+                await anyio.lowlevel.checkpoint()
+                with pytest.raises(RuntimeError, match="another task"):
+                    await anext(packets)
+                packets.close()
+
+    run(main)
+
+
+def test_a_failing_filter_raises_in_the_task_that_awaits(run: Run, free_port: int) -> None:
+    def fails(packet: bytes, addr: Address) -> bool:
+        raise LookupError("no such packet")
+
+    async def main() -> None:
+        async with aio.listen(GROUP, free_port, filter=fails) as packets:
+            await aio.sendto("x", GROUP, free_port)
+            with pytest.raises(LookupError, match="no such packet"):
+                await anext(packets)
+
+    run(main)
+
+
+def test_bad_arguments_raise_on_entering_and_leave_nothing(run: Run) -> None:
+    async def main() -> None:
+        with pytest.raises(multicast.GroupError):
+            async with aio.listen("10.0.0.1"):
+                pass
+        with pytest.raises(RuntimeError, match="enter the context"):
+            await anext(aio.listen(GROUP))
+
+    run(main)
+
+
+# -- sending -------------------------------------------------------------------------------------------------------
+
+
+def test_sendto_lets_other_tasks_run_between_batches(run: Run, free_port: int) -> None:
+    async def main() -> tuple[int, list[int]]:
+        order: list[int] = []
+
+        def packets() -> Iterator[bytes]:
+            for number in range(1000):
+                order.append(number)
+                yield b"x"
+
+        seen: list[int] = []
+
+        async def other(_: str) -> None:
+            while len(order) < 1000:
+                seen.append(len(order))
+                await anyio.lowlevel.checkpoint()
+
+        async with in_tasks(other, GROUP):
+            sent = await aio.sendto(packets(), GROUP, free_port)
+        return sent, seen
+
+    sent, seen = run(main)
+    assert sent == 1000
+    assert any(0 < count < 1000 for count in seen)
+
+
+def test_a_sender_sends_again_and_again_from_one_port(run: Run, free_port: int) -> None:
+    async def main() -> tuple[list[bytes], int]:
+        ports = set()
+        got = []
+        async with aio.listen(GROUP, free_port, limit=3) as packets, aio.Sender(GROUP, free_port) as sender:
+            await sender.send("a")
+            await sender.send([b"b", "c"])
+            async for packet, addr in packets:
+                got.append(packet)
+                ports.add(addr.port)
+        return got, len(ports)
+
+    assert run(main) == ([b"a", b"b", b"c"], 1)
+
+
+@pytest.mark.needs_namespaces
+@pytest.mark.needs_program("tc")
+def test_a_sender_waits_while_the_kernel_has_no_room(run: Run, lab: Any, free_port: int) -> None:
+    """With a slow queue and a small socket buffer, everything is sent, in order."""
+    # The dummy wire is a veth pair inside our own namespace; its other end nobody reads.
+    subprocess.run(["ip", "link", "add", "vslow", "type", "veth", "peer", "name", "vfar"], check=True)
+    try:
+        for name in ("vslow", "vfar"):
+            subprocess.run(["ip", "link", "set", name, "up"], check=True)
+        subprocess.run(["ip", "addr", "add", "10.88.0.1/24", "dev", "vslow"], check=True)
+        tbf = "tc qdisc replace dev vslow root tbf rate 4mbit burst 4kb limit 10mb"
+        subprocess.run(tbf.split(), check=True)
+        sniffer = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800))
+        with sniffer:
+            sniffer.bind(("vfar", 0x0800))
+            sniffer.settimeout(10)
+
+            async def main() -> int:
+                async with aio.Sender(GROUP, free_port, interface="vslow") as sender:
+                    sender._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+                    return await sender.send(b"%04d" % number + bytes(996) for number in range(100))
+
+            assert run(main) == 100
+            numbers: list[int] = []
+            while len(numbers) < 100:
+                frame = sniffer.recv(2000)
+                if frame[9] == socket.IPPROTO_UDP and frame[16:20] == socket.inet_aton(GROUP):
+                    numbers.append(int(frame[28:32]))
+            assert numbers == list(range(100))
+    finally:
+        subprocess.run(["ip", "link", "del", "vslow"], check=True)
+
+
+# -- driving a poller ----------------------------------------------------------------------------------------------
+
+
+def test_drive_runs_handlers_and_timers_of_a_poller(run: Run, poller: Poller, free_port: int) -> None:
+    async def main() -> tuple[list[bytes], list[str]]:
+        listener = Collector(port=free_port, poller=poller)
+        done = anyio.Event()
+        rang: list[str] = []
+        async with aio.drive(poller):
+            poller.call_later(0.001, rang.append, "timer")
+            poller.call_later(0.002, lambda: aio_send(free_port))
+            poller.call_later(0.02, done.set)
+            await done.wait()
+            while not listener.closed:
+                await anyio.sleep(0.001)
+        return listener.got, rang
+
+    def aio_send(port: int) -> None:
+        multicast.sendto(["one", "end"], GROUP, port)
+
+    assert run(main) == ([b"one", b"end"], ["timer"])
+
+
+def test_what_a_handler_raises_reaches_the_task_inside_drive(run: Run, poller: Poller) -> None:
+    def fails() -> None:
+        raise LookupError("from a timer")
+
+    async def main() -> None:
+        with pytest.raises(LookupError, match="from a timer"):
+            async with aio.drive(poller):
+                poller.call_later(0.001, fails)
+                await anyio.sleep(30)
+        await anyio.sleep(0)  # and no cancellation is left over
+
+    run(main)
+
+
+def test_an_error_that_comes_as_the_body_ends_is_raised_all_the_same(run_asyncio: Run, poller: Poller) -> None:
+    async def main() -> str:
+        try:
+            async with aio.drive(poller):
+                poller.call_soon(int, "no number")
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+                await asyncio.sleep(0.01)
+        except ValueError:
+            await asyncio.sleep(0)
+            return "raised"
+        return "lost"
+
+    assert run_asyncio(main) == "raised"
+
+
+def test_a_cancellation_from_outside_stays_a_cancellation(run_asyncio: Run, poller: Poller) -> None:
+    async def main() -> str:
+        async def inside() -> None:
+            async with aio.drive(poller):
+                await asyncio.sleep(30)
+
+        task = asyncio.create_task(inside())
+        await asyncio.sleep(0)
+        task.cancel()
+        try:
+            await task
+        except asyncio.CancelledError:
+            return "cancelled"
+        return "not cancelled"
+
+    assert run_asyncio(main) == "cancelled"
+
+
+def test_an_idle_driven_poller_wakes_nobody(run: Run, poller: Poller, free_port: int) -> None:
+    polls = 0
+    original = poller.poll
+
+    def counted(timeout: float | None = 0) -> None:
+        nonlocal polls
+        polls += 1
+        original(timeout)
+
+    poller.poll = counted  # type: ignore[method-assign]
+
+    async def main() -> int:
+        with Collector(port=free_port, poller=poller):
+            async with aio.drive(poller):
+                await anyio.sleep(0.05)
+                settled = polls
+                await anyio.sleep(0.2)
+                return polls - settled
+
+    assert run(main) == 0
+
+
+# -- asyncio's own interface ---------------------------------------------------------------------------------------
+
+
+class Recording(asyncio.DatagramProtocol):
+    """Writes down everything it is called with."""
+
+    def __init__(self) -> None:
+        self.events: list[Any] = []
+        self.changed = asyncio.Event()
+
+    def note(self, *event: Any) -> None:
+        self.events.append(event[0] if len(event) == 1 else event)
+        self.changed.set()
+
+    async def until(self, event: Any) -> None:
+        while event not in self.events:
+            self.changed.clear()
+            await self.changed.wait()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.note("made")
+
+    def datagram_received(self, data: bytes, addr: tuple[str | Any, int]) -> None:
+        self.note("received", data)
+
+    def error_received(self, exc: Exception) -> None:
+        self.note("error", type(exc).__name__)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.note("lost", exc)
+
+
+def test_an_endpoint_receives_from_its_group_and_sends_to_it(run_asyncio: Run, free_port: int) -> None:
+    async def main() -> list[Any]:
+        transport, protocol = await aio.create_multicast_endpoint(Recording, GROUP, free_port)
+        await protocol.until("made")
+        transport.sendto(b"hello")
+        await protocol.until(("received", b"hello"))
+        assert transport.get_extra_info("sockname") == (GROUP, free_port)
+        transport.close()
+        transport.close()
+        assert transport.is_closing()
+        await protocol.until(("lost", None))
+        return protocol.events
+
+    assert run_asyncio(main) == ["made", ("received", b"hello"), ("lost", None)]
+
+
+def test_answers_from_another_address_reach_an_endpoint(run_asyncio: Run, free_port: int) -> None:
+    async def main() -> list[Any]:
+        loop = asyncio.get_running_loop()
+        answerer = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with answerer:
+            answerer.bind(("127.0.0.1", 0))
+            answerer.setblocking(False)
+            async with aio.listen(GROUP, free_port) as packets:
+                transport, protocol = await aio.create_multicast_endpoint(Recording, OTHER, free_port)
+                transport.sendto(b"question", (GROUP, free_port))
+                _, addr = await anext(packets)
+                answerer.sendto(b"answer", tuple(addr))
+                await protocol.until(("received", b"answer"))
+                transport.close()
+                await protocol.until(("lost", None))
+        assert loop.is_running()
+        return protocol.events
+
+    assert run_asyncio(main) == ["made", ("received", b"answer"), ("lost", None)]
+
+
+def test_an_endpoint_takes_sources_and_refuses_bad_ones(run_asyncio: Run, free_port: int) -> None:
+    async def main() -> None:
+        with pytest.raises(multicast.GroupError):
+            await aio.create_multicast_endpoint(Recording, GROUP, free_port, sources=["239.1.1.1"])
+        transport, protocol = await aio.create_multicast_endpoint(
+            Recording, "232.7.7.7", free_port, sources=["127.0.0.1"], interface="lo"
+        )
+        multicast.sendto("from the source", "232.7.7.7", free_port, interface="lo")
+        await protocol.until(("received", b"from the source"))
+        transport.abort()
+        await protocol.until(("lost", None))
+
+    run_asyncio(main)
+
+
+def test_what_a_protocol_raises_goes_to_the_loop_and_the_rest_is_received(run_asyncio: Run, free_port: int) -> None:
+    class Fails(Recording):
+        def datagram_received(self, data: bytes, addr: tuple[str | Any, int]) -> None:
+            super().datagram_received(data, addr)
+            if data == b"bad":
+                raise LookupError("bad packet")
+
+    async def main() -> tuple[list[Any], list[str]]:
+        reports: list[str] = []
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda loop, context: reports.append(str(context["exception"])))
+        transport, protocol = await aio.create_multicast_endpoint(Fails, GROUP, free_port)
+        await protocol.until("made")
+        multicast.sendto(["good", "bad", "better"], GROUP, free_port)
+        await protocol.until(("received", b"better"))
+        transport.close()
+        await protocol.until(("lost", None))
+        return protocol.events, reports
+
+    events, reports = run_asyncio(main)
+    assert [event[1] for event in events if event[0] == "received"] == [b"good", b"bad", b"better"]
+    assert reports == ["bad packet"]
+
+
+# -- importing -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("loop", "foreign"),
+    [("asyncio", ("trio", "uvloop", "anyio")), ("trio", ("asyncio", "uvloop", "anyio"))],
+)
+def test_event_loops_that_are_not_in_use_are_not_imported(loop: str, foreign: tuple[str, ...], free_port: int) -> None:
+    code = f"""
+import sys, {loop}
+from multicast import aio
+async def main():
+    async with aio.listen({GROUP!r}, {free_port}, limit=1) as packets:
+        await aio.sendto("x", {GROUP!r}, {free_port})
+        async for packet, addr in packets:
+            print(packet.decode())
+{loop}.run(main{"()" if loop == "asyncio" else ""})
+before = {{name for name in {foreign!r} if name in sys.modules}}
+print(*sorted(name for name in before if name not in BASE))
+"""
+    base = f"import sys, {loop}; BASE = set(sys.modules)\n"
+    done = subprocess.run([sys.executable, "-c", base + code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == ["x"]
+
+
+# -- helpers -------------------------------------------------------------------------------------------------------
+
+
+def memberships() -> set[str]:
+    groups = set()
+    with open("/proc/self/net/igmp", encoding="ascii") as file:
+        for line in file:
+            match = re.match(r"\t+([0-9A-F]{8}) ", line)
+            if match:
+                groups.add(socket.inet_ntoa(int(match[1], 16).to_bytes(4, "little")))
+    return groups
+
+
+async def joined(*groups: str) -> None:
+    """Wait until the groups are joined on this host."""
+    while not memberships() >= set(groups):
+        await anyio.sleep(0.001)
+
+
+class in_tasks:  # noqa: N801 -- reads as a statement
+    """Run a function once for each argument, beside the body; wait for all at the end."""
+
+    def __init__(self, function: Callable[[str], Awaitable[None]], *arguments: str) -> None:
+        self._function = function
+        self._arguments: Iterable[str] = arguments
+
+    async def __aenter__(self) -> None:
+        self._group = anyio.create_task_group()
+        await self._group.__aenter__()
+        for argument in self._arguments:
+            self._group.start_soon(self._function, argument)
+
+    async def __aexit__(self, *exc_info: Any) -> bool | None:
+        return await self._group.__aexit__(*exc_info)
