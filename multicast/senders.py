@@ -105,7 +105,8 @@ class Transmission:
     """Packets on their way to the kernel, all of them and in order, whoever does the waiting.
 
     Iterating sends; what it yields is what to wait for before going on: None until the socket is writable, a number
-    of seconds to pause, 0 where others may have their turn. `sent` counts the packets taken by the kernel. Raises what `sendto` raises.
+    of seconds to pause, 0 where others may have their turn. `sent` counts the packets taken by the kernel. Raises
+    what `sendto` raises.
     """
 
     def __init__(self, writer: batch.Writer, to: Endpoint, packets: Iterable[object]) -> None:

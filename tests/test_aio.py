@@ -7,7 +7,7 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from typing import Any
 
 import anyio
@@ -333,7 +333,7 @@ def test_what_a_handler_raises_reaches_the_task_inside_drive(run: Run, poller: P
         raise LookupError("from a timer")
 
     async def main() -> None:
-        with pytest.raises(LookupError, match="from a timer"):
+        with pytest.raises(LookupError, match="from a timer"):  # noqa: PT012 -- the body is where it must arrive
             async with aio.drive(poller):
                 poller.call_later(0.001, fails)
                 await anyio.sleep(30)
@@ -511,7 +511,7 @@ def test_what_a_protocol_raises_goes_to_the_loop_and_the_rest_is_received(run_as
 
 
 @pytest.mark.parametrize(
-    ("loop", "foreign"),
+    "loop,foreign",
     [("asyncio", ("trio", "uvloop", "anyio")), ("trio", ("asyncio", "uvloop", "anyio"))],
 )
 def test_event_loops_that_are_not_in_use_are_not_imported(loop: str, foreign: tuple[str, ...], free_port: int) -> None:
@@ -554,7 +554,7 @@ async def joined(*groups: str) -> None:
 class in_tasks:  # noqa: N801 -- reads as a statement
     """Run a function once for each argument, beside the body; wait for all at the end."""
 
-    def __init__(self, function: Callable[[str], Awaitable[None]], *arguments: str) -> None:
+    def __init__(self, function: Callable[[str], Coroutine[Any, Any, None]], *arguments: str) -> None:
         self._function = function
         self._arguments: Iterable[str] = arguments
 
@@ -564,5 +564,5 @@ class in_tasks:  # noqa: N801 -- reads as a statement
         for argument in self._arguments:
             self._group.start_soon(self._function, argument)
 
-    async def __aexit__(self, *exc_info: Any) -> bool | None:
-        return await self._group.__aexit__(*exc_info)
+    async def __aexit__(self, *exc_info: object) -> bool | None:
+        return await self._group.__aexit__(*exc_info)  # type: ignore[arg-type]
