@@ -10,12 +10,14 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import socket
-from collections.abc import Iterable
+import struct
+import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from .errors import InterfaceError
 
-__all__ = ["Interface", "interfaces", "resolve", "usable"]
+__all__ = ["Interface", "Membership", "Route", "interfaces", "memberships", "resolve", "route", "usable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,3 +131,107 @@ def resolve(what: str | int | Interface, present: Iterable[Interface] | None = N
 def listing() -> str:
     """Return the names and addresses of the interfaces in one line, for messages."""
     return ", ".join(map(str, interfaces())) or "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """A group that this host has joined on one of its interfaces."""
+
+    #: The name of the interface.
+    interface: str
+    #: The group's address as text.
+    group: str
+    #: How many joins there are: one for each socket that has joined, and the kernel's own.
+    users: int
+
+
+def memberships() -> list[Membership]:
+    """Return the groups joined on this host (in this network namespace), as the kernel lists them.
+
+    Some it joins by itself: 224.0.0.1, ff01::1 and ff02::1 for all nodes (RFC 1112, RFC 4291), and one for each IPv6
+    address to find duplicates of it (RFC 4861).
+    """
+    return [*_igmp(_lines("/proc/thread-self/net/igmp")), *_igmp6(_lines("/proc/thread-self/net/igmp6"))]
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return file.read().splitlines()
+    except FileNotFoundError:  # a kernel without this family
+        return []
+
+
+def _igmp(lines: Iterable[str]) -> Iterator[Membership]:
+    """A line for each interface, with a number and a name in front; its groups on lines that begin with tabs."""
+    name = ""
+    for line in lines:
+        words = line.split()
+        if line.startswith("\t") and len(words) >= 2:
+            # The four bytes of the address, printed as a number of this machine.
+            address = int(words[0], 16).to_bytes(4, sys.byteorder)
+            yield Membership(name, socket.inet_ntop(socket.AF_INET, address), int(words[1]))
+        elif len(words) >= 2:
+            name = words[1].rstrip(":")  # a long name leaves no space before the colon
+
+
+def _igmp6(lines: Iterable[str]) -> Iterator[Membership]:
+    """A line for each membership: index and name of the interface, the address in 32 digits, users, flags, timer."""
+    for line in lines:
+        words = line.split()
+        if len(words) >= 4:
+            address = socket.inet_ntop(socket.AF_INET6, bytes.fromhex(words[2]))
+            yield Membership(words[1], address, int(words[3]))
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where the kernel's routes lead, for packets that say nothing else."""
+
+    #: The name of the interface.
+    interface: str
+    #: The source address the packets get, as text; None when the kernel did not name one.
+    source: str | None
+
+
+# rtnetlink(7): message types, and the attributes of a route.
+_RTM_NEWROUTE, _RTM_GETROUTE = 24, 26
+_NLM_F_REQUEST = 1
+_RTA_DST, _RTA_OIF, _RTA_PREFSRC = 1, 4, 7
+_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
+_RTMSG = struct.Struct("=8BI")  # struct rtmsg: family, length of destination in bits, the rest not asked for
+_ATTRIBUTE = struct.Struct("=HH")  # struct rtattr: length, type
+
+
+def route(address: str, interface: int = 0) -> Route | None:
+    """Return where packets to `address` leave as the routes are now, or None where no route leads there.
+
+    `address` is a group or a single host; `interface`, when not 0, is the index of the interface that they are to
+    leave by in any case, and then only the source is of interest.
+    """
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    packed = socket.inet_pton(family, address)
+    body = _RTMSG.pack(family, 8 * len(packed), 0, 0, 0, 0, 0, 0, 0)
+    body += _ATTRIBUTE.pack(4 + len(packed), _RTA_DST) + packed
+    if interface:
+        body += _ATTRIBUTE.pack(8, _RTA_OIF) + struct.pack("=I", interface)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as kernel:
+        kernel.send(_HEADER.pack(_HEADER.size + len(body), _RTM_GETROUTE, _NLM_F_REQUEST, 1, 0) + body)
+        reply = kernel.recv(65536)
+    length, kind, *_ = _HEADER.unpack_from(reply)
+    if kind != _RTM_NEWROUTE:
+        return None  # the kernel's "network is unreachable" and the like
+    name, source = None, None
+    at = _HEADER.size + _RTMSG.size
+    while at + _ATTRIBUTE.size <= length:
+        size, attribute = _ATTRIBUTE.unpack_from(reply, at)
+        value = reply[at + _ATTRIBUTE.size : at + size]
+        if attribute == _RTA_OIF:
+            try:
+                name = socket.if_indextoname(*struct.unpack("=I", value))
+            except OSError:  # gone this moment
+                return None
+        elif attribute == _RTA_PREFSRC:
+            source = socket.inet_ntop(family, value)
+        at += max(4, size + 3 & ~3)
+    return None if name is None else Route(name, source)
