@@ -37,6 +37,7 @@ __all__ = [
     "Endpoint",
     "Group",
     "Scope",
+    "Way",
     "WhichInterface",
     "WhichInterfaces",
     "drops",
@@ -50,6 +51,7 @@ __all__ = [
     "prepare_stream",
     "receive_buffer",
     "send_by",
+    "ways",
 ]
 
 _log = logging.getLogger("multicast")
@@ -102,6 +104,7 @@ class _Family:
     recverr: int
     interface: int
     ttl: int
+    hops: int
     loop: int
     details: tuple[int, ...]
     longest: int
@@ -115,6 +118,7 @@ _IPV4 = _Family(
     recverr=_IP_RECVERR,
     interface=socket.IP_MULTICAST_IF,
     ttl=socket.IP_MULTICAST_TTL,
+    hops=socket.IP_TTL,
     loop=socket.IP_MULTICAST_LOOP,
     details=(_IP_PKTINFO, _IP_RECVTTL),
     longest=65507,  # 65535 less an IP header of 20 and a UDP header of 8
@@ -127,6 +131,7 @@ _IPV6 = _Family(
     recverr=_IPV6_RECVERR,
     interface=socket.IPV6_MULTICAST_IF,
     ttl=socket.IPV6_MULTICAST_HOPS,
+    hops=socket.IPV6_UNICAST_HOPS,
     loop=socket.IPV6_MULTICAST_LOOP,
     details=(socket.IPV6_RECVPKTINFO, socket.IPV6_RECVHOPLIMIT),
     longest=65527,  # the length field of IPv6 does not count its own header
@@ -364,15 +369,12 @@ def _well_known(name: str) -> tuple[str, int]:
 # -- which interface -----------------------------------------------------------------------------------------------
 
 
-def receiving(group: Group, interface: WhichInterfaces) -> list[Interface]:
-    """Return the interfaces to join `group` on when `interface` was asked for.
-
-    Raises `InterfaceError` when one does not exist, or when a link-local IPv6 group does not say which.
-    """
+def _choose(to: Endpoint, interface: WhichInterfaces) -> tuple[list[Interface], bool]:
+    """Return the interfaces meant by `interface`, or else by the zone of `to`, and whether that is all of them."""
     here = interfaces()
     wanted: Sequence[WhichInterface]
     if interface is None:
-        wanted = group.interfaces
+        wanted = to.interfaces
     elif isinstance(interface, (str, int, Interface)):
         wanted = (interface,)
     else:
@@ -387,22 +389,77 @@ def receiving(group: Group, interface: WhichInterfaces) -> list[Interface]:
                 f" {', '.join(map(str, here)) or 'none'}. Bring one up: ip link set dev lo up"
             )
     else:
-        chosen = list({found.index: found for found in (resolve(one, here) for one in wanted)}.values())
+        return list({found.index: found for found in (resolve(one, here) for one in wanted)}.values()), False
+    return chosen, True
+
+
+def receiving(group: Group, interface: WhichInterfaces) -> list[Interface]:
+    """Return the interfaces to join `group` on when `interface` was asked for.
+
+    Raises `InterfaceError` when one does not exist, or when a link-local IPv6 group does not say which.
+    """
+    chosen, _ = _choose(group, interface)
     if group.needs_interface and len(chosen) != 1:
         raise InterfaceError(
             f"{group.address} is a different group on each link, so it needs one interface:"
             f" {group.address}%{chosen[-1].name}, or interface={chosen[-1].name!r}."
-            f" This host has: {', '.join(map(str, here))}"
+            f" This host has: {listing()}"
         )
     return chosen
 
 
 @dataclass(frozen=True, slots=True)
-class _Way:
-    """How a sender's packets leave: by which interface (0: as the routes say) and from which address."""
+class Way:
+    """How packets leave."""
 
+    #: The number of the interface; 0 is as the routes say.
     index: int = 0
+    #: The address they come from; empty is the kernel's choice.
     source: str = ""
+
+
+def ways(to: Endpoint, ttl: int, interface: WhichInterfaces) -> tuple[list[Way], bool]:
+    """Return the ways to send one packet to a group by each interface in turn, and whether that is all of them.
+
+    `interface` None means all that are up, can do multicast and have an address of the group's family. With `ttl` 0
+    it is ``lo`` alone. To a single host there is one way, as the routes say. Raises `InterfaceError`, and
+    `ArgumentError` when `ttl` 0 and `interface` exclude each other.
+    """
+    check_ttl(ttl)
+    if not to.is_multicast:
+        if interface is not None and not isinstance(interface, (str, int, Interface)):
+            raise InterfaceError(f"packets to a single host leave by one interface, so name one, not {interface!r}")
+        return [_sending(to, ttl, interface, None)], False
+    chosen, every = _choose(to, interface)
+    if ttl == 0:
+        if every:
+            chosen = [one for one in chosen if one.loopback]
+        elif not all(one.loopback for one in chosen):
+            names = ", ".join(one.name for one in chosen if not one.loopback)
+            raise ArgumentError(
+                f"ttl=0 keeps packets on this host, so they go by lo and not by {names};"
+                " leave interface out, or use a ttl from 1 on"
+            )
+    found = []
+    for one in chosen:
+        own = one.ipv4 if to.family == socket.AF_INET else one.ipv6
+        # An address that names an interface is also the one to send from. The kernel's own choice is right for
+        # IPv6, where each scope has its address; for IPv4 it would be 0.0.0.0 on lo.
+        if isinstance(interface, str) and interface in one.addresses and (":" in interface) == (":" in to.address):
+            found.append(Way(one.index, interface))
+        elif own is not None:
+            found.append(Way(one.index, own if to.family == socket.AF_INET else ""))
+        elif not every:
+            raise InterfaceError(
+                f"{one.name} has no {to._table.name} address, so nothing can be sent to {to.address} by it."
+                f" This host has: {listing()}"
+            )
+    if not found:
+        raise InterfaceError(
+            f"no interface that is up has an {to._table.name} address, so nothing can be sent to {to.address}."
+            f" This host has: {listing()}"
+        )
+    return found, every
 
 
 _told_about_loopback = False
@@ -410,7 +467,7 @@ _told_about_loopback = False
 
 def _sending(
     to: Endpoint, ttl: int, interface: WhichInterface | None, source_ip: str | None
-) -> _Way:
+) -> Way:
     """Return how packets to `to` are to leave, from what the caller asked for."""
     if interface is None and to.interfaces:
         if len(to.interfaces) > 1 or to.interfaces == ("all",):
@@ -435,11 +492,11 @@ def _sending(
                 f"ttl=0 keeps packets on this host, so they go by lo and not by {chosen.name};"
                 " leave interface out, or use a ttl from 1 on"
             )
-        return _Way(_loopback(), source)
+        return Way(_loopback(), source)
     if chosen is not None:
-        return _Way(chosen.index, source)
+        return Way(chosen.index, source)
     if source:
-        return _Way(_loopback(), source)
+        return Way(_loopback(), source)
     if to.needs_interface:
         raise InterfaceError(
             f"{to.address} is a different address on each link, so it needs an interface: interface='eth0', or"
@@ -453,8 +510,8 @@ def _sending(
                 "no route for %s: its packets go out of lo and stay on this host; name an interface to send by",
                 to.address,
             )
-        return _Way(_loopback())
-    return _Way()
+        return Way(_loopback())
+    return Way()
 
 
 def _loopback() -> int:
@@ -540,7 +597,7 @@ def open_sender(
     return opened, to.sockaddr(way.index)
 
 
-def _set_interface(opened: socket.socket, table: _Family, way: _Way) -> None:
+def _set_interface(opened: socket.socket, table: _Family, way: Way) -> None:
     try:
         if table is _IPV4:
             # struct ip_mreqn: group, address, index. The address is the source where nothing is bound.
@@ -609,13 +666,19 @@ def open_receiver(
 
 
 def open_unicast(
-    ip: str, port: int, *, ttl: int | None = None, rcvbuf: int | None = None, details: bool = False
+    ip: str,
+    port: int,
+    *,
+    ttl: int | None = None,
+    hops: int | None = None,
+    rcvbuf: int | None = None,
+    details: bool = False,
 ) -> socket.socket:
     """Open a non-blocking socket of one's own at a unicast address of this host, shared with nobody.
 
     `ip` may be ``0.0.0.0`` or ``::`` for all addresses, `port` 0 for any free one. It is not connected, so it hears
-    answers from anywhere. `ttl` is for what is sent from it to groups. Raises `ArgumentError`, `GroupError` and
-    `OSError` with advice; nothing stays open then.
+    answers from anywhere. `ttl` is for what is sent from it to groups, `hops` (1 to 255) the same for single hosts.
+    Raises `ArgumentError`, `GroupError` and `OSError` with advice; nothing stays open then.
     """
     address = _address(ip, "address")
     if port != 0:
@@ -631,6 +694,8 @@ def open_unicast(
     try:
         if ttl is not None:
             opened.setsockopt(table.level, table.ttl, ttl)
+        if hops is not None:
+            opened.setsockopt(table.level, table.hops, hops)
         if details:
             enable_details(opened)
         if rcvbuf is not None:
