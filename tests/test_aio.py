@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -286,6 +287,7 @@ def test_a_sender_waits_while_the_kernel_has_no_room(run: Run, lab: Any, free_po
         subprocess.run(tbf.split(), check=True)
         sniffer = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800))
         with sniffer:
+            sniffer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)  # all frames, before any is read
             sniffer.bind(("vfar", 0x0800))
             sniffer.settimeout(10)
 
@@ -530,6 +532,27 @@ print(*sorted(name for name in before if name not in BASE))
     base = f"import sys, {loop}; BASE = set(sys.modules)\n"
     done = subprocess.run([sys.executable, "-c", base + code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.split() == ["x"]
+
+
+# -- the programs in the documentation --------------------------------------------------------------------------------
+
+EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
+
+
+@pytest.mark.parametrize(
+    "program,arguments,expected",
+    [
+        ("aio_asyncio.py", ["3"], [f"127.0.0.1 tick {number}" for number in range(3)]),
+        ("aio_trio.py", ["0.5"], ["239.1.2.3: hello 239.1.2.3 from 127.0.0.1", "left both groups"]),
+        ("aio_anyio.py", ["0.15"], ["1000 packets"]),
+        ("aio_anyio.py", ["0.15", "trio"], ["1000 packets"]),
+    ],
+)
+def test_the_documented_programs_run(program: str, arguments: list[str], expected: list[str]) -> None:
+    command = [sys.executable, str(EXAMPLES / program), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stderr == ""
+    assert set(expected) <= set(done.stdout.splitlines())
 
 
 # -- helpers -------------------------------------------------------------------------------------------------------
