@@ -28,6 +28,7 @@ from .errors import (
     NoReply,
     PacketSizeError,
     PacketTypeError,
+    PeerTimeout,
     RegistrationError,
 )
 from .interfaces import Interface
@@ -55,6 +56,7 @@ __all__ = [
     "NoReply",
     "PacketSizeError",
     "PacketTypeError",
+    "PeerTimeout",
     "Poller",
     "RegistrationError",
     "Scope",
