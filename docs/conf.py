@@ -1,0 +1,144 @@
+"""How Sphinx builds the documentation.
+
+`make docs` builds it, with warnings as errors, runs its examples in a private network namespace, and looks for public
+names that are not documented.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import pkgutil
+import re
+from typing import Any
+
+from docutils import nodes
+from docutils.statemachine import StringList
+from sphinx.application import Sphinx
+from sphinx.domains.python import ModuleEntry
+from sphinx.environment import BuildEnvironment
+from sphinx.util.docutils import SphinxDirective
+
+import multicast
+import multicast.errors
+
+project = "multicast"
+author = "The multicast-poller authors"
+copyright = author  # noqa: A001 -- Sphinx's name for it
+release = version = multicast.__version__
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.coverage",
+    "sphinx.ext.doctest",
+]
+exclude_patterns = ["_build"]
+# `name` in a docstring is a link where it names something of ours, and code where it does not.
+default_role = "py:obj"
+add_module_names = False
+toc_object_entries_show_parents = "hide"
+maximum_signature_line_length = 72
+python_display_short_literal_types = True
+
+# -- docstrings ------------------------------------------------------------------------------------------------------
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
+autodoc_type_aliases = {
+    "Filter": "Filter",
+    "Predicate": "Predicate",
+    "WhichInterface": "WhichInterface",
+    "WhichInterfaces": "WhichInterfaces",
+}
+
+# -- examples --------------------------------------------------------------------------------------------------------
+
+doctest_global_setup = """
+import multicast
+from multicast import *
+try:
+    from gi.repository import GLib
+except ImportError:
+    GLib = None
+"""
+# What one page leaves registered is not the next one's business.
+doctest_global_cleanup = """
+import multicast
+multicast._defaultPoller.close()
+"""
+
+# -- names without documentation -------------------------------------------------------------------------------------
+
+# A module's public names are those in its __all__. Users import the names of the package itself, so there they are
+# documented, and not under the module they are written in; what a module offers beside them, under its own name.
+_modules = [
+    info.name
+    for info in pkgutil.iter_modules(multicast.__path__, "multicast.")
+    if not info.name.startswith("multicast._") and info.name != "multicast.cli"
+]
+coverage_ignore_pyobjects = [
+    f"{re.escape(module)}\\.{re.escape(name)}($|\\.)"
+    for module in _modules
+    for name in sorted(set(vars(importlib.import_module(module))) - set(importlib.import_module(module).__all__))
+]
+
+
+def _expect_every_name(app: Sphinx, env: BuildEnvironment) -> None:
+    """Have the coverage builder look at all modules, and for each name where users find it."""
+    if app.builder.name != "coverage":
+        return
+    for module in ["multicast", *_modules]:
+        env.domaindata["py"]["modules"].setdefault(module, ModuleEntry("", "", "", "", False))
+        for name in importlib.import_module(module).__all__:
+            named = getattr(importlib.import_module(module), name)
+            if getattr(named, "__module__", "").startswith(f"{module}."):
+                named.__module__ = module
+
+
+def _leave_out_missing_pages(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Pages named in index.rst that are not written yet are not missed."""
+    if docname == "index":
+        there = app.env.found_docs
+        source[0] = re.sub(r"^   ([a-z]+)\n", lambda line: line[0] if line[1] in there else "", source[0], flags=re.M)
+
+
+# -- the look --------------------------------------------------------------------------------------------------------
+
+html_theme = "furo"
+html_title = f"multicast {release}"
+html_static_path = ["_static"]
+html_css_files = ["drawings.css"]
+html_copy_source = False
+html_show_sphinx = False
+html_show_copyright = False
+pygments_style = "friendly"
+pygments_dark_style = "github-dark"
+
+
+class AdviceTable(SphinxDirective):
+    """The table of `multicast.errors`: what an `OSError` means in each operation, so that it stands in one place."""
+
+    has_content = False
+
+    def run(self) -> list[nodes.Node]:
+        """Return the table as nodes."""
+        lines = [".. list-table::", "   :header-rows: 1", "   :widths: 22 78", "   :class: advice", ""]
+        lines += ["   * - Error", "     - What its note says"]
+        for (operation, number), text in multicast.errors._ADVICE.items():
+            # {sysctl:net/ipv4/x} is filled with the value this kernel has, {name} with what the call was about.
+            words = re.sub(r"\{sysctl:[^}]*\}", "N", text)
+            words = re.sub(r"\{(\w+)\}", lambda match: match[1].upper(), words)
+            words = re.sub(r"`[^`]+`", lambda match: f"`{match[0]}`", words).replace("*", "\\*")
+            lines += [f"   * - {operation}: {errno.errorcode[number]}", f"     - {words}"]
+        container = nodes.container()
+        self.state.nested_parse(StringList(lines, self.get_source_info()[0]), self.content_offset, container)
+        return container.children
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Register what is made above."""
+    app.add_directive("advice-table", AdviceTable)
+    app.connect("env-updated", _expect_every_name)
+    app.connect("source-read", _leave_out_missing_pages)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
