@@ -42,8 +42,9 @@ _Result = TypeVar("_Result")
 class Statistics:
     """What a listener has counted so far."""
 
-    #: Packets read from the socket, and their bytes.
+    #: Packets read from the socket.
     packets: int
+    #: Their bytes, as far as they were kept.
     bytes: int
     #: Of these: given to `handle_packet`.
     delivered: int

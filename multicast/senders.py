@@ -165,8 +165,9 @@ def _explained(error: OSError, to: Endpoint) -> OSError:
 class SenderStatistics:
     """What a sender has counted so far."""
 
-    #: Packets handed to the kernel, and their payload in bytes.
+    #: Packets handed to the kernel.
     packets: int
+    #: Their payload, in bytes.
     bytes: int
     #: Packets the kernel refused, each reported as an error.
     refused: int
@@ -221,7 +222,9 @@ class Multicaster(Dispatcher):
             raise ArgumentError(f"interval must be 0 or more seconds, not {interval!r}")
         #: Where the packets go.
         self.group = destination(ip, port)
+        #: Bits of payload per second, or None; may be changed at any time, and so may `interval`.
         self.rate = rate
+        #: Seconds from one packet to the next.
         self.interval = interval
         opened, sockaddr = open_sender(
             self.group, ttl, interface=interface, source_ip=source_ip, source_port=source_port, loopback=loopback

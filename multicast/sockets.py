@@ -176,6 +176,7 @@ class Endpoint:
 
     #: The address as text, without zone.
     address: str
+    #: The port, 1 to 65535.
     port: int
     #: The interfaces named with it, as they were written; ``("all",)`` for all of them.
     interfaces: tuple[str, ...] = ()
@@ -241,7 +242,9 @@ class Group(Endpoint):
     Raises `GroupError` for an address that is no group's and for sources that are not single hosts of its family.
     """
 
+    #: The address as text, without zone.
     address: str = DEFAULT_IP
+    #: The port, 1 to 65535.
     port: int = DEFAULT_PORT
     #: The senders to receive from; empty for any (RFC 4607).
     sources: tuple[str, ...] = ()
