@@ -375,6 +375,20 @@ def _well_known(name: str) -> tuple[str, int]:
 def _choose(to: Endpoint, interface: WhichInterfaces) -> tuple[list[Interface], bool]:
     """Return the interfaces meant by `interface`, or else by the zone of `to`, and whether that is all of them."""
     here = interfaces()
+    wanted = named(to, interface)
+    if not wanted:
+        chosen = usable(here)
+        if not chosen:
+            raise InterfaceError(
+                "no interface is up and can do multicast. This host has:"
+                f" {', '.join(map(str, here)) or 'none'}. Bring one up: ip link set dev lo up"
+            )
+        return chosen, True
+    return list({found.index: found for found in (resolve(one, here) for one in wanted)}.values()), False
+
+
+def named(to: Endpoint, interface: WhichInterfaces) -> tuple[WhichInterface, ...]:
+    """Return what names the interfaces, one by one: `interface`, or else the zone of `to`; nothing means all."""
     wanted: Sequence[WhichInterface]
     if interface is None:
         wanted = to.interfaces
@@ -384,16 +398,7 @@ def _choose(to: Endpoint, interface: WhichInterfaces) -> tuple[list[Interface], 
         wanted = interface
         if not wanted:
             raise InterfaceError("the list of interfaces is empty; leave interface out to use all of them")
-    if not wanted or tuple(wanted) == ("all",):
-        chosen = usable(here)
-        if not chosen:
-            raise InterfaceError(
-                "no interface is up and can do multicast. This host has:"
-                f" {', '.join(map(str, here)) or 'none'}. Bring one up: ip link set dev lo up"
-            )
-    else:
-        return list({found.index: found for found in (resolve(one, here) for one in wanted)}.values()), False
-    return chosen, True
+    return () if tuple(wanted) == ("all",) else tuple(wanted)
 
 
 def receiving(group: Group, interface: WhichInterfaces) -> list[Interface]:
@@ -653,7 +658,7 @@ def open_receiver(
         refused: OSError | None = None
         for interface in chosen:
             try:
-                _join_all(opened, group, interface, excluded)
+                join_on(opened, group, interface, excluded)
                 joined.append(interface)
             except OSError as error:
                 if not optional:
@@ -732,7 +737,8 @@ def send_by(
         raise advise(error, "send", address=sockaddr[0], interfaces=listing()) from None
 
 
-def _join_all(opened: socket.socket, group: Group, interface: Interface, excluded: Sequence[str]) -> None:
+def join_on(opened: socket.socket, group: Group, interface: Interface, excluded: Sequence[str]) -> None:
+    """Join `group` on one interface, for its sources, or for everybody but those excluded."""
     for source in group.sources or (None,):
         join(opened, group, interface.index, source)
     for source in excluded:
@@ -893,11 +899,16 @@ def _stream_address(
 
 
 def prepare_stream(opened: socket.socket) -> None:
-    """Make a stream socket non-blocking, and have TCP send what it is given at once.
+    """Make a stream socket non-blocking, and have TCP send at once what it is given and notice a peer that vanished.
 
     Without TCP_NODELAY a small message may wait for the acknowledgement of the one before, 40 ms or more (tcp(7));
-    streams gather what belongs together themselves.
+    streams gather what belongs together themselves. A host that was switched off says nothing, ever: after a minute
+    of silence the kernel asks it, and after another minute without an answer it ends the connection.
     """
     opened.setblocking(False)
     if opened.family in (socket.AF_INET, socket.AF_INET6):
         opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 6)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
