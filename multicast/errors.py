@@ -3,17 +3,17 @@
 The tree is short, and every class is also the built-in exception a caller would catch anyway::
 
     MulticastError
-     +-- ArgumentError      ValueError               a TTL, port, size or limit out of its range
-     |    +-- GroupError                             not a group address, or not written as one
-     |    +-- FilterError                            a filter that cannot be compiled or called
-     |    +-- PacketSizeError                        more bytes than one datagram holds
-     +-- PacketTypeError    TypeError                a packet that is neither bytes nor text
-     +-- InterfaceError     LookupError              no such interface, or none that can be used
-     +-- RegistrationError  TypeError, ValueError    an object that a poller cannot drive
-     +-- FrameError         ValueError               a peer's stream does not keep to its framing
-     +-- PeerTimeout        TimeoutError             the peer of a stream is too slow, or silent for too long
-     +-- CaptureError       ValueError               a capture file that cannot be read
-     +-- NoReply            TimeoutError             nobody answered in time
+     +-- ArgumentError      ValueError             a TTL, port, size or limit out of range
+     |    +-- GroupError                           not a group, or not written as one
+     |    +-- FilterError                          a filter that cannot be used
+     |    +-- PacketSizeError                       more bytes than a datagram holds
+     +-- PacketTypeError    TypeError              a packet neither bytes nor text
+     +-- InterfaceError     LookupError            no such interface, or no usable one
+     +-- RegistrationError  TypeError, ValueError  an object that cannot be polled
+     +-- FrameError         ValueError             a stream that breaks its framing
+     +-- PeerTimeout        TimeoutError           a peer too slow, or silent too long
+     +-- CaptureError       ValueError             a capture file that cannot be read
+     +-- NoReply            TimeoutError           nobody answered in time
 
 An `OSError` from the kernel is never wrapped: it keeps its class, its errno and its traceback, and `advise`
 adds a note (`BaseException.add_note`) that says what the error means for this operation and what to do.
