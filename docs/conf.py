@@ -6,6 +6,7 @@ names that are not documented.
 
 from __future__ import annotations
 
+import builtins
 import errno
 import importlib
 import pkgutil
@@ -14,9 +15,11 @@ from typing import Any
 
 from docutils import nodes
 from docutils.statemachine import StringList
+from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.domains.python import ModuleEntry
 from sphinx.environment import BuildEnvironment
+from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
 
 import multicast
@@ -33,24 +36,19 @@ extensions = [
     "sphinx.ext.doctest",
 ]
 exclude_patterns = ["_build"]
-# `name` in a docstring is a link where it names something of ours, and code where it does not.
+rst_prolog = ".. py:currentmodule:: multicast\n"
+# `name` in a docstring or on a page is a link where it names something of ours, and code where it does not.
 default_role = "py:obj"
+highlight_language = "none"
 add_module_names = False
 toc_object_entries_show_parents = "hide"
-maximum_signature_line_length = 72
+maximum_signature_line_length = 96
 python_display_short_literal_types = True
 
 # -- docstrings ------------------------------------------------------------------------------------------------------
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-autodoc_preserve_defaults = True
-autodoc_type_aliases = {
-    "Filter": "Filter",
-    "Predicate": "Predicate",
-    "WhichInterface": "WhichInterface",
-    "WhichInterfaces": "WhichInterfaces",
-}
 
 # -- examples --------------------------------------------------------------------------------------------------------
 
@@ -84,6 +82,13 @@ coverage_ignore_pyobjects = [
 ]
 
 
+def _one_signature_for_listen(app: Sphinx) -> None:
+    """Type checkers are told of `listen` in two forms; readers are told in words."""
+    analyzer = ModuleAnalyzer.for_module("multicast.listeners")
+    analyzer.analyze()
+    analyzer.overloads.clear()
+
+
 def _expect_every_name(app: Sphinx, env: BuildEnvironment) -> None:
     """Have the coverage builder look at all modules, and for each name where users find it."""
     if app.builder.name != "coverage":
@@ -94,6 +99,13 @@ def _expect_every_name(app: Sphinx, env: BuildEnvironment) -> None:
             named = getattr(importlib.import_module(module), name)
             if getattr(named, "__module__", "").startswith(f"{module}."):
                 named.__module__ = module
+
+
+def _leave_builtins_alone(app: Sphinx, page: nodes.document) -> None:
+    """The type `bytes` in a signature does not mean our attribute of that name."""
+    for reference in list(page.findall(addnodes.pending_xref)):
+        if reference["reftype"] == "class" and hasattr(builtins, reference["reftarget"]):
+            reference.replace_self(reference.children)
 
 
 def _leave_out_missing_pages(app: Sphinx, docname: str, source: list[str]) -> None:
@@ -108,7 +120,7 @@ def _leave_out_missing_pages(app: Sphinx, docname: str, source: list[str]) -> No
 html_theme = "furo"
 html_title = f"multicast {release}"
 html_static_path = ["_static"]
-html_css_files = ["drawings.css"]
+html_css_files = ["style.css"]
 html_copy_source = False
 html_show_sphinx = False
 html_show_copyright = False
@@ -139,6 +151,8 @@ class AdviceTable(SphinxDirective):
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register what is made above."""
     app.add_directive("advice-table", AdviceTable)
+    app.connect("builder-inited", _one_signature_for_listen)
     app.connect("env-updated", _expect_every_name)
+    app.connect("doctree-read", _leave_builtins_alone)
     app.connect("source-read", _leave_out_missing_pages)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
