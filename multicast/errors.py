@@ -6,7 +6,7 @@ The tree is short, and every class is also the built-in exception a caller would
      +-- ArgumentError      ValueError             a TTL, port, size or limit out of range
      |    +-- GroupError                           not a group, or not written as one
      |    +-- FilterError                          a filter that cannot be used
-     |    +-- PacketSizeError                       more bytes than a datagram holds
+     |    +-- PacketSizeError                      more bytes than a datagram holds
      +-- PacketTypeError    TypeError              a packet neither bytes nor text
      +-- InterfaceError     LookupError            no such interface, or no usable one
      +-- RegistrationError  TypeError, ValueError  an object that cannot be polled
