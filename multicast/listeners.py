@@ -46,11 +46,11 @@ class Statistics:
     packets: int
     #: Their bytes, as far as they were kept.
     bytes: int
-    #: Of these: given to `handle_packet`.
+    #: Packets given to `handle_packet`.
     delivered: int
-    #: Of these: refused by the filter.
+    #: Packets the filter refused.
     filtered: int
-    #: Of these: longer than `mtu`, and cut.
+    #: Packets longer than `mtu`, which were cut.
     truncated: int
     #: Packets the kernel dropped at this socket, because its buffer was full. They are in no other number.
     dropped: int
@@ -59,15 +59,9 @@ class Statistics:
 class DatagramListener(Dispatcher):
     """Receives datagrams at a unicast address and calls `handle_packet` for those that pass a filter.
 
-    `filter` is a callable `filter(packet, addr)`, or a regular expression (text, bytes, compiled, or any object with
-    `match`) that is matched at the start of the packet's bytes; None, the default, takes what the class attribute
-    `filter` says, and lets everything pass where there is none. `ip` is an address of this host, or ``0.0.0.0`` or
-    ``::`` for all of them; port 0 takes any free port, and `address` tells which. The port is not shared with other
-    programs. `mtu` is the most bytes kept of a packet, longer ones are cut, marked and counted.
-
-    `rcvbuf` asks for a receive buffer of so many bytes. With `details` the kernel tells arrival interface, TTL and
-    time of each packet; that costs about a third of the speed of bare receiving. The listener is registered with
-    `poller`, by default the default poller, once the constructor of the subclass is done.
+    `ip` is an address of this host, or ``0.0.0.0`` or ``::`` for all of them; port 0 takes any free port, and
+    `address` tells which. The port is not shared with other programs. The other arguments are those of
+    `MulticastListener`.
 
     Raises `GroupError`, `FilterError`, `ArgumentError`, `InterfaceError`, and `OSError` with advice.
     """
@@ -194,13 +188,19 @@ class DatagramListener(Dispatcher):
 class MulticastListener(DatagramListener):
     """Joins a multicast group and calls `handle_packet` for the packets that pass a filter.
 
-    `ip` and `port` name the group. `filter`, `mtu`, `rcvbuf`, `details` and `poller` are those of
-    `DatagramListener`.
+    `filter` is a callable `filter(packet, addr)`, or a regular expression (text, bytes, compiled, or any object with
+    `match`) that is matched at the start of the packet's bytes. None, the default, takes what the class attribute
+    `filter` says, and lets everything pass where there is none. `ip` and `port` name the group. `mtu` is the most
+    bytes kept of a packet; longer ones are cut, marked and counted.
 
     `interface` is a name, an index, a local address or a list of these; None joins on every interface that is up and
     can do multicast, and on ``lo``. `sources` makes the join source-specific (IGMPv3, MLDv2), `exclude` refuses some
     senders. The listener gets packets of its group, on its port, from its interfaces, and nothing else; other
     programs may use the group and the port as well.
+
+    `rcvbuf` asks for a receive buffer of so many bytes. With `details` the kernel tells arrival interface, TTL and
+    time of each packet; that costs about a third of the speed of bare receiving. The listener is registered with
+    `poller`, by default the default poller, once the constructor of the subclass is done.
 
     Raises `GroupError`, `FilterError`, `ArgumentError`, `InterfaceError`, and `OSError` with advice.
     """

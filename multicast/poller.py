@@ -147,8 +147,8 @@ _pollers: weakref.WeakSet[Poller] = weakref.WeakSet()
 class Poller:
     """A set of objects and the loop that calls them when their descriptors are ready.
 
-    It wraps `select.epoll`. The set is opened when it is first needed, so making a poller costs no descriptor.
-    `clock` gives the seconds that timers count; another than the default is for tests.
+    It wraps `select.epoll`. The set is opened when it is first needed, so making a poller costs no descriptor. ``len``,
+    ``in`` and iteration are about the registered objects. `clock` gives the seconds that timers count; another than the default is for tests.
 
     A poller is driven by one thread at a time. `stop`, `call_soon` and `close` may be called from any thread and
     from signal handlers.
@@ -316,7 +316,7 @@ class Poller:
     # -- timers and calls ------------------------------------------------------------------------------------------
 
     def time(self) -> float:
-        """Return the poller's clock, in seconds; only differences mean anything."""
+        """Return the time on the poller's clock, in seconds; only differences mean anything."""
         return self._clock()
 
     def call_later(self, delay: float, callback: Callable[..., object], *args: Any) -> Timer:
@@ -508,9 +508,9 @@ class Poller:
     def loop(self, timeout: float = 0, interval: float = 0, *, busy: bool = False) -> None:
         """Poll until `polling` is False: nothing is registered any more, or somebody called `stop`.
 
-        With the defaults it waits in the kernel, at no cost, and calls handlers the moment something is ready.
-        `timeout` is passed to each poll, in seconds, and `interval` is slept between polls, in seconds. With
-        `busy` it never sleeps: the lowest latency, for one core.
+        With the defaults it waits in the kernel, at no cost, and calls handlers the moment something is ready. A
+        `timeout` other than 0 is passed to each `poll`; `interval` is slept between polls. Both are in seconds. With
+        `busy` it never waits: that is the lowest latency, and takes a whole processor core.
 
         Ctrl-C leaves as `KeyboardInterrupt`; what is registered stays so.
         """

@@ -83,7 +83,11 @@ WhichInterfaces: TypeAlias = "WhichInterface | Sequence[WhichInterface] | None"
 
 
 class Scope(enum.IntEnum):
-    """How far a packet may go, as a TTL. Each router takes one off, and scopes begin where many do."""
+    """How far a packet may go, as a TTL.
+
+    Each router takes one off, and those at the border of a site, a region or a continent let pass only what has more
+    left than this number. Many networks go by the group's address instead (RFC 2365), so ask who runs yours.
+    """
 
     HOST = 0
     SUBNET = 1
