@@ -8,16 +8,17 @@ up afresh each time, for interfaces come and go, and an index is never given twi
 from __future__ import annotations
 
 import difflib
+import errno
 import ipaddress
 import socket
 import struct
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from .errors import InterfaceError
 
-__all__ = ["Interface", "Membership", "Route", "interfaces", "memberships", "resolve", "route", "usable"]
+__all__ = ["Interface", "Membership", "Route", "Watch", "interfaces", "memberships", "resolve", "route", "usable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +127,48 @@ def resolve(what: str | int | Interface, present: Iterable[Interface] | None = N
     near = difflib.get_close_matches(text, [interface.name for interface in here], n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise InterfaceError(f"no interface {text!r}.{hint} This host has: {listed}")
+
+
+class Watch:
+    """Calls a function when something has changed about the interfaces of this host or their addresses.
+
+    It has `fileno()` and `handle_read()`, so any poller can drive it. What the kernel sends (rtnetlink(7)) is only
+    taken as the signal to look again: it may be incomplete, and what counts is what is there then.
+    """
+
+    # RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR in linux/rtnetlink.h
+    _GROUPS = 0x1 | 0x10 | 0x100
+
+    def __init__(self, changed: Callable[[], object]) -> None:
+        self._changed = changed
+        self._socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+        )
+        try:
+            self._socket.bind((0, self._GROUPS))
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def fileno(self) -> int:
+        """Return the descriptor to watch for reading, -1 once closed."""
+        return self._socket.fileno()
+
+    def handle_read(self) -> None:
+        """Take what the kernel has sent, and call the function once."""
+        while True:
+            try:
+                self._socket.recv(65536)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:  # some were lost, for there were too many: a change all the same
+                    raise
+        self._changed()
+
+    def close(self) -> None:
+        """Stop watching. Idempotent."""
+        self._socket.close()
 
 
 def listing() -> str:

@@ -6,27 +6,31 @@ The way of a packet: `Poller.poll` -> `handle_read` -> `batch.receive` -> the fi
 from __future__ import annotations
 
 import errno
+import functools
+import logging
 import select
 import socket
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 
 from . import batch, filters
 from .batch import Address
-from .errors import ArgumentError
+from .errors import ArgumentError, InterfaceError
 from .filters import Filter
-from .interfaces import Interface
-from .poller import Dispatcher, Poller
+from .interfaces import Interface, Watch, interfaces, memberships, resolve, usable
+from .poller import Dispatcher, Poller, Timer
 from .sockets import (
     DEFAULT_IP,
     DEFAULT_PORT,
     Group,
     WhichInterfaces,
     drops,
+    join_on,
     leave,
+    named,
     open_receiver,
     open_unicast,
     receive_buffer,
@@ -34,6 +38,8 @@ from .sockets import (
 )
 
 __all__ = ["DatagramListener", "Inbox", "MulticastListener", "Statistics", "listen"]
+
+_log = logging.getLogger("multicast")
 
 _Result = TypeVar("_Result")
 
@@ -106,6 +112,7 @@ class DatagramListener(Dispatcher):
         # Read and not delivered yet: a handler raised.
         self._unread: Iterator[tuple[bytes, Address]] | None = None
         self._delivered = self._filtered = self._dropped = 0
+        self._dropped_before = 0  # at sockets that this one has replaced
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}{', closed' if self.closed else f' at {self.address}'}>"
@@ -179,7 +186,8 @@ class DatagramListener(Dispatcher):
     def _count_drops(self) -> None:
         if self.socket is not None:
             # The kernel's counter has 32 bits and wraps.
-            self._dropped += (drops(self.socket) - self._dropped) & 0xFFFFFFFF
+            counted = self._dropped - self._dropped_before
+            self._dropped += (drops(self.socket) - counted) & 0xFFFFFFFF
 
     def _leave(self, socket: socket.socket) -> None:
         self._count_drops()
@@ -222,19 +230,116 @@ class MulticastListener(DatagramListener):
         #: The group, its port and sources.
         self.group = Group.of(ip, port, sources)
         self._prepare(filter, mtu)
-        wanted = receiving(self.group, interface)
-        opened, joined = open_receiver(
+        chosen = receiving(self.group, interface)
+        # What was asked for, and the names this meant: a device that is made anew comes back under its name only.
+        self._asked = [(one, resolve(one, chosen).name) for one in named(self.group, interface)]
+        self._excluded = tuple(() if exclude is None else (exclude,) if isinstance(exclude, str) else exclude)
+        self._open = functools.partial(
+            open_receiver,
             self.group,
-            wanted,
-            exclude=() if exclude is None else exclude,
+            exclude=self._excluded,
             rcvbuf=rcvbuf,
             details=details,
-            optional=interface is None and not self.group.interfaces,
+            optional=not self._asked,
         )
+        opened, joined = self._open(chosen)
         #: The interfaces the group is joined on.
         self.interfaces: tuple[Interface, ...] = tuple(joined)
         alone = joined[0].name if len(joined) == 1 else None
         self._start(opened, mtu, self.group.address, alone, details, poller)
+
+    def handle_interfaces(self, gone: Sequence[Interface], joined: Sequence[Interface]) -> None:
+        """Called when interfaces of this listener went away, or came (back) and were joined; logs it.
+
+        A listener on all interfaces joins new ones as they appear, and one on a named interface joins it again when
+        it was made anew, within about a second of the change.
+        """
+        # Who asked for all interfaces expects them to come and go; who named one misses it.
+        level = logging.WARNING if self._asked else logging.INFO
+        for interface in gone:
+            _log.log(level, "%s: the interface %s is gone; joining when it is back", self.group, interface.name)
+        for interface in joined:
+            _log.log(level, "%s: joined on %s, which is new or there again", self.group, interface.name)
+
+    def _attached(self) -> None:
+        vigil = self.poller.helper(_Vigil) or _Vigil(self.poller)
+        vigil.listeners[self] = None
+
+    def _detached(self, poller: Poller) -> None:
+        vigil = poller.helper(_Vigil)
+        if vigil is not None:
+            vigil.listeners.pop(self, None)
+            if not vigil.listeners:
+                vigil.close()
+
+    def _follow(self, present: Sequence[Interface], known: Container[tuple[str, str]]) -> None:
+        """Make the memberships fit the interfaces there are; `known` are those the kernel lists, by name and group."""
+        if self.socket is None:
+            return
+        indices = {interface.index for interface in present}
+        kept = [interface for interface in self.interfaces if interface.index in indices]
+        gone = [interface for interface in self.interfaces if interface.index not in indices]
+        wanted = self._wanted(present)
+        # The kernel's list decides, not what we did: a driver that is loaded anew loses memberships. It goes by names,
+        # and these may have been changed, so it is asked under the present ones.
+        before = {interface.index for interface in kept}
+        fresh = [one for one in wanted if one.index not in before or (one.name, self.group.address) not in known]
+        for interface in (*gone, *fresh):
+            leave(self.socket, self.group, interface.index)
+        joined = self._join(fresh)
+        if gone or joined:
+            still = [interface for interface in kept if interface.index not in {one.index for one in joined}]
+            self.interfaces = (*still, *joined)
+            self._reader.interface = self.interfaces[0].name if len(self.interfaces) == 1 else None
+            self._reader.addresses.clear()
+            self.handle_interfaces(gone, joined)
+
+    def _wanted(self, present: Sequence[Interface]) -> list[Interface]:
+        """Return which of the interfaces `present` this listener is to be joined on."""
+        if not self._asked:
+            return usable(present)
+        found = {}
+        for one, name in self._asked:
+            for spelling in (one, name):
+                try:
+                    interface = resolve(spelling, present)
+                except InterfaceError:
+                    continue
+                found[interface.index] = interface
+                break
+        return list(found.values())
+
+    def _join(self, fresh: Sequence[Interface]) -> list[Interface]:
+        """Join on interfaces that are new here; return those where it worked. The rest waits for the next change."""
+        if not fresh or self.socket is None:
+            return []
+        if self.group.needs_interface:
+            return self._reopen(fresh)
+        joined = []
+        for interface in fresh:
+            try:
+                join_on(self.socket, self.group, interface, self._excluded)
+                joined.append(interface)
+            except OSError as error:
+                _log.warning("%s is not joined on %s: %s", self.group, interface.name, error)
+        return joined
+
+    def _reopen(self, fresh: Sequence[Interface]) -> list[Interface]:
+        """Take a new socket: one for a link-local group is bound to its interface, and does not outlive it."""
+        assert self.socket is not None  # noqa: S101 -- the caller has looked
+        try:
+            opened, joined = self._open(fresh)
+        except OSError as error:
+            _log.warning("%s is not joined on %s: %s", self.group, fresh[0].name, error)
+            return []
+        self._count_drops()
+        self._dropped_before = self._dropped
+        poller = self.poller
+        poller.unregister(self)
+        self.socket.close()
+        self.socket = self._reader.socket = opened
+        poller.register(self, self._flags)
+        return joined
 
     def __repr__(self) -> str:
         where = ",".join(interface.name for interface in self.interfaces)
@@ -244,6 +349,41 @@ class MulticastListener(DatagramListener):
         super()._leave(socket)
         for interface in self.interfaces:
             leave(socket, self.group, interface.index)
+
+
+class _Vigil(Watch):
+    """Keeps the listeners of a poller joined while interfaces come and go."""
+
+    # Changes come in flocks. It looks when there were none for a moment, and not much later if they do not end.
+    _MOMENT, _PATIENCE = 0.2, 1.0
+
+    def __init__(self, poller: Poller) -> None:
+        super().__init__(self._changed_something)
+        self.listeners: dict[MulticastListener, None] = {}
+        self._poller = poller
+        self._timer: Timer | None = None
+        self._since: float | None = None
+        poller.add_helper(self)
+
+    def _changed_something(self) -> None:
+        now = self._poller.time()
+        self._since = now if self._since is None else self._since
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._poller.call_at(min(now + self._MOMENT, self._since + self._PATIENCE), self._look)
+
+    def _look(self) -> None:
+        self._since = None
+        present = interfaces()
+        known = {(membership.interface, membership.group) for membership in memberships()}
+        for listener in list(self.listeners):
+            listener._follow(present, known)
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._poller.remove_helper(self)
+        super().close()
 
 
 class Inbox(MulticastListener):

@@ -33,7 +33,7 @@ import weakref
 from abc import ABCMeta
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 
 from .errors import ArgumentError, RegistrationError, advise
 
@@ -52,6 +52,9 @@ class HasFileno(Protocol):
 
     def fileno(self) -> int:
         """Return the descriptor to watch."""
+
+
+_Helper = TypeVar("_Helper")
 
 
 class Timer:
@@ -159,6 +162,7 @@ class Poller:
         self._epoll: select.epoll | None = None
         self._wakefd = -1
         self._alarm: _Alarm | None = None
+        self._helpers: dict[int, HasFileno] = {}
         self._table: dict[int, _Registration] = {}
         self._revisit: dict[_Registration, None] = {}
         self._calls: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
@@ -224,9 +228,29 @@ class Poller:
         self._stopped = False
         if isinstance(fd, Dispatcher):
             fd.poller = self
+            fd._attached()
         if getattr(fd, "pending", 0):
             self._revisit[registration] = None
             self._wake()
+
+    def add_helper(self, fd: HasFileno) -> None:
+        """Call `fd.handle_read()` when `fd` is readable, as for one registered, but do not count it.
+
+        For objects that serve registered ones: `polling` and `len` do not see them, so they keep no loop running.
+        """
+        number = self._number(fd)
+        (self._epoll or self._open()).register(number, select.EPOLLIN)
+        self._helpers[number] = fd
+
+    def helper(self, kind: type[_Helper]) -> _Helper | None:
+        """Return the helper of this kind, or None where there is none yet."""
+        return next((helper for helper in self._helpers.values() if isinstance(helper, kind)), None)
+
+    def remove_helper(self, fd: HasFileno) -> None:
+        """Undo `add_helper`, before the descriptor is closed. Harmless when it is not there."""
+        number = fd.fileno()
+        if self._helpers.pop(number, None) is not None and self._epoll is not None:
+            self._epoll.unregister(number)
 
     def modify(self, fd: HasFileno, flags: int) -> None:
         """Change what a registered object is watched for; `flags` as in `register`.
@@ -289,6 +313,8 @@ class Poller:
             del self._table[registration.fd]
         self._revisit.pop(registration, None)
         _owners.pop(id(registration.target), None)
+        if isinstance(registration.target, Dispatcher):
+            registration.target._detached(self)
 
     @staticmethod
     def _number(fd: Any) -> int:
@@ -423,6 +449,8 @@ class Poller:
                 pass
         elif self._alarm is not None and fd == self._alarm.fd:
             self._alarm.clear()
+        elif fd in self._helpers:
+            self._helpers[fd].handle_read()  # type: ignore[attr-defined]
         else:
             self._rebuild()
 
@@ -579,8 +607,8 @@ class Poller:
                 if self._wakefd < 0:
                     self._wakefd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
                 epoll.register(self._wakefd, select.EPOLLIN)
-                if self._alarm is not None:
-                    epoll.register(self._alarm.fd, select.EPOLLIN)
+                for number in (*self._helpers, *(() if self._alarm is None else (self._alarm.fd,))):
+                    epoll.register(number, select.EPOLLIN)
             except BaseException:
                 epoll.close()
                 raise
@@ -626,6 +654,7 @@ class Poller:
         registrations = list(self._table.values())
         # Emptied in place: the fork may have happened in a handler, with a poll() on the stack that holds the table.
         self._table.clear()
+        self._helpers.clear()
         self._timers.clear()
         self._calls.clear()
         self._revisit.clear()
@@ -732,6 +761,12 @@ class Dispatcher(metaclass=_RegisterWhenBuilt):
 
     def _leave(self, socket: _socket.socket) -> None:
         """Undo what the kernel would otherwise keep until the last copy of the socket is closed."""
+
+    def _attached(self) -> None:
+        """Called when `poller` has registered this object."""
+
+    def _detached(self, poller: Poller) -> None:
+        """Called when `poller` has unregistered this object."""
 
     def _abandon(self) -> None:
         """In a forked child: give back the child's copy of the socket, which the parent goes on using."""

@@ -11,6 +11,7 @@ A packet that was taken from an iterable is sent, tried again, or reported; it i
 from __future__ import annotations
 
 import errno
+import functools
 import select
 import time
 from abc import abstractmethod
@@ -21,8 +22,9 @@ from typing import Any
 
 from . import batch
 from .errors import ArgumentError, advise
+from .interfaces import Interface, resolve
 from .poller import Dispatcher, Poller, Timer
-from .sockets import DEFAULT_IP, DEFAULT_PORT, Endpoint, Group, WhichInterface, open_sender
+from .sockets import DEFAULT_IP, DEFAULT_PORT, Endpoint, Group, WhichInterface, open_sender, pin
 
 __all__ = ["Multicaster", "SenderStatistics", "sendto"]
 
@@ -231,6 +233,10 @@ class Multicaster(Dispatcher):
         )
         super().__init__(opened, poller)
         self._writer = batch.Writer(opened, sockaddr)
+        # A device that is made anew has another index; it comes back under its name.
+        name = resolve(interface).name if isinstance(interface, (int, Interface)) else interface
+        self._pin = functools.partial(pin, opened, self.group, ttl, name, source_ip)
+        self._gone: OSError | None = None  # what the network said last, and was reported
         self._packets: Iterator[Any] | None = None
         self._taken: list[bytes] = []  # taken from the iterable, due, and not sent yet
         self._ended = False
@@ -316,15 +322,27 @@ class Multicaster(Dispatcher):
                 self._rest(self.poller.time() + _FULL_FIRST)
                 return False
             if error.errno in _TRANSIENT:
-                self._rest(self.poller.time() + _GONE_PAUSE)
-            else:
-                del taken[0]
-                self._refused += 1
+                return self._wait_for_network(error)
+            del taken[0]
+            self._refused += 1
             raise _explained(error, self.group) from None
+        self._gone = None
         self._sent += count
         self._sent_bytes += sum(map(len, taken[:count]))
         del taken[:count]
         return not taken
+
+    def _wait_for_network(self, error: OSError) -> bool:
+        """Rest, and report the error unless it is the one that was reported last; always False."""
+        reported, self._gone = self._gone, error
+        self._rest(self.poller.time() + _GONE_PAUSE)
+        try:
+            self._writer.sockaddr = self._pin()
+        except (LookupError, OSError):
+            pass  # it is not there yet
+        if reported is None or reported.errno != error.errno:
+            raise _explained(error, self.group) from None
+        return False
 
     def _rest(self, until: float) -> None:
         """Send nothing until then, on the poller's clock."""

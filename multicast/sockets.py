@@ -609,6 +609,19 @@ def open_sender(
     return opened, to.sockaddr(way.index)
 
 
+def pin(
+    opened: socket.socket, to: Endpoint, ttl: int, interface: WhichInterface | None, source_ip: str | None
+) -> tuple[Any, ...]:
+    """Choose the interface of an open sender again, which may have been made anew; return the address to send to.
+
+    The arguments are those it was opened with. Raises what `open_sender` raises.
+    """
+    way = _sending(to, ttl, interface, source_ip)
+    if to.is_multicast and way.index:
+        _set_interface(opened, to._table, way)
+    return to.sockaddr(way.index)
+
+
 def _set_interface(opened: socket.socket, table: _Family, way: Way) -> None:
     try:
         if table is _IPV4:

@@ -94,6 +94,7 @@ class MulticastTransport(asyncio.DatagramTransport):
             self._private = _Private(self, *sender, self._poller)
             self._group = _Group(self._protocol.datagram_received, poller=self._poller, **listener)
         except BaseException:
+            self._closing = True
             sender[0].close()
             self._poller.close()
             raise
