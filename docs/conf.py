@@ -89,6 +89,14 @@ def _one_signature_for_listen(app: Sphinx) -> None:
     analyzer.overloads.clear()
 
 
+def _named_default(app: Sphinx, what: str, name: str, obj: object, options: object, *signature: str) -> Any:
+    """A function as a default is shown by its name; a protocol has no arguments to show."""
+    arguments, result = signature
+    if getattr(obj, "_is_protocol", False):
+        return "", result
+    return (arguments or "").replace("<built-in function monotonic>", "time.monotonic") or arguments, result
+
+
 def _expect_every_name(app: Sphinx, env: BuildEnvironment) -> None:
     """Have the coverage builder look at all modules, and for each name where users find it."""
     if app.builder.name != "coverage":
@@ -152,6 +160,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Register what is made above."""
     app.add_directive("advice-table", AdviceTable)
     app.connect("builder-inited", _one_signature_for_listen)
+    app.connect("autodoc-process-signature", _named_default)
     app.connect("env-updated", _expect_every_name)
     app.connect("doctree-read", _leave_builtins_alone)
     app.connect("source-read", _leave_out_missing_pages)
