@@ -151,7 +151,8 @@ class Poller:
     """A set of objects and the loop that calls them when their descriptors are ready.
 
     It wraps `select.epoll`. The set is opened when it is first needed, so making a poller costs no descriptor. ``len``,
-    ``in`` and iteration are about the registered objects. `clock` gives the seconds that timers count; another than the default is for tests.
+    ``in`` and iteration are about the registered objects. `clock` gives the seconds that timers count; another than the
+    default is for tests.
 
     A poller is driven by one thread at a time. `stop`, `call_soon` and `close` may be called from any thread and
     from signal handlers.
