@@ -112,6 +112,7 @@ class DatagramListener(Dispatcher):
         # Read and not delivered yet: a handler raised.
         self._unread: Iterator[tuple[bytes, Address]] | None = None
         self._delivered = self._filtered = self._dropped = 0
+        self._read_before = (0, 0, 0)  # packets, bytes and cut ones, by readers that this one has replaced
         self._dropped_before = 0  # at sockets that this one has replaced
 
     def __repr__(self) -> str:
@@ -179,8 +180,14 @@ class DatagramListener(Dispatcher):
         """Return what was counted so far; it stays readable after `close`."""
         self._count_drops()
         reader = self._reader
+        packets, octets, truncated = self._read_before
         return Statistics(
-            reader.packets, reader.bytes, self._delivered, self._filtered, reader.truncated, self._dropped
+            packets + reader.packets,
+            octets + reader.bytes,
+            self._delivered,
+            self._filtered,
+            truncated + reader.truncated,
+            self._dropped,
         )
 
     def _count_drops(self) -> None:
@@ -245,8 +252,7 @@ class MulticastListener(DatagramListener):
         opened, joined = self._open(chosen)
         #: The interfaces the group is joined on.
         self.interfaces: tuple[Interface, ...] = tuple(joined)
-        alone = joined[0].name if len(joined) == 1 else None
-        self._start(opened, mtu, self.group.address, alone, details, poller)
+        self._start(opened, mtu, self.group.address, self._alone, details, poller)
 
     def handle_interfaces(self, gone: Sequence[Interface], joined: Sequence[Interface]) -> None:
         """Called when interfaces of this listener went away, or came (back) and were joined; logs it.
@@ -290,9 +296,22 @@ class MulticastListener(DatagramListener):
         if gone or joined:
             still = [interface for interface in kept if interface.index not in {one.index for one in joined}]
             self.interfaces = (*still, *joined)
-            self._reader.interface = self.interfaces[0].name if len(self.interfaces) == 1 else None
-            self._reader.addresses.clear()
+            self._renew_reader(self.socket)
             self.handle_interfaces(gone, joined)
+
+    @property
+    def _alone(self) -> str | None:
+        """The name of the interface packets arrive on, when it can be one alone."""
+        return self.interfaces[0].name if len(self.interfaces) == 1 else None
+
+    def _renew_reader(self, opened: socket.socket) -> None:
+        """Read from this socket from now on, and from the interfaces that are joined now."""
+        old = self._reader
+        packets, octets, truncated = self._read_before
+        self._read_before = (packets + old.packets, octets + old.bytes, truncated + old.truncated)
+        self._reader = batch.Reader(
+            opened, old.mtu, group=old.group, interface=self._alone, details=old.details
+        )
 
     def _wanted(self, present: Sequence[Interface]) -> list[Interface]:
         """Return which of the interfaces `present` this listener is to be joined on."""
@@ -337,7 +356,7 @@ class MulticastListener(DatagramListener):
         poller = self.poller
         poller.unregister(self)
         self.socket.close()
-        self.socket = self._reader.socket = opened
+        self.socket = opened
         poller.register(self, self._flags)
         return joined
 

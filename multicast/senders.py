@@ -337,7 +337,7 @@ class Multicaster(Dispatcher):
         reported, self._gone = self._gone, error
         self._rest(self.poller.time() + _GONE_PAUSE)
         try:
-            self._writer.sockaddr = self._pin()
+            self._writer = batch.Writer(self._writer.socket, self._pin())
         except (LookupError, OSError):
             pass  # it is not there yet
         if reported is None or reported.errno != error.errno:
