@@ -11,6 +11,7 @@ import errno
 import importlib
 import pkgutil
 import re
+import sys
 from typing import Any
 
 from docutils import nodes
@@ -22,8 +23,11 @@ from sphinx.environment import BuildEnvironment
 from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
 
-import multicast
-import multicast.errors
+# What is documented is the Python form. The C form does the same, and has no comments to read.
+sys.modules["multicast._batch"] = None  # type: ignore[assignment]
+
+import multicast  # noqa: E402
+import multicast.errors  # noqa: E402
 
 project = "multicast"
 author = "The multicast-poller authors"
