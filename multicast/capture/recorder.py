@@ -1,0 +1,177 @@
+"""`Recorder`: a listener that writes every packet to a file."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from multicast import batch
+from multicast.batch import Address
+from multicast.errors import ArgumentError
+from multicast.filters import Filter
+from multicast.listeners import MulticastListener
+from multicast.poller import Poller, Timer
+from multicast.sockets import DEFAULT_IP, DEFAULT_PORT, WhichInterfaces
+
+from .writing import Writer
+
+__all__ = ["Recorder"]
+
+# How often what is gathered goes to the file, in seconds: a crash costs no more than that.
+_FLUSH = 1.0
+# 200 milliseconds of 200,000 small packets a second, each of which the kernel counts as 832 bytes.
+_RCVBUF = 1 << 24
+
+
+class Recorder(MulticastListener):
+    """Writes every packet of a group to a pcapng file, with the time at which the kernel received it.
+
+    `path` is where the file is to be, or a `Writer` that several recorders share, one for each group; they leave its
+    closing to whoever made it. `snaplen`, `rotate` and `keep` are those of `Writer`. Recording ends when the file has
+    `limit` packets. `rcvbuf`, in bytes, is how much the kernel may keep while the program is busy elsewhere. The other
+    arguments are those of `MulticastListener`.
+
+    The file is brought up to date once a second, and by `close`, which also takes what waits in the kernel. It says
+    which groups were joined and how many packets the kernel had to drop. A disk that is full ends the recording: the
+    error leaves `poll`, or is given to `handle_error(exc)` where a subclass has it, and the file stays good.
+
+    The time of the very first packet may be that of its reading: the kernel needs up to a tenth of a second to switch
+    time stamps on, when no other program uses them.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | Writer,
+        filter: Filter = None,
+        ip: str = DEFAULT_IP,
+        port: int = DEFAULT_PORT,
+        *,
+        limit: int | None = None,
+        snaplen: int | None = None,
+        rotate: int | None = None,
+        keep: int | None = None,
+        interface: WhichInterfaces = None,
+        sources: Iterable[str] | None = None,
+        exclude: Iterable[str] | None = None,
+        rcvbuf: int | None = _RCVBUF,
+        poller: Poller | None = None,
+    ) -> None:
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+            raise ArgumentError(f"limit must be a number of packets, 1 or more, not {limit!r}")
+        super().__init__(
+            filter,
+            ip,
+            port,
+            65535,
+            interface=interface,
+            sources=sources,
+            exclude=exclude,
+            rcvbuf=rcvbuf,
+            details=True,
+            poller=poller,
+        )
+        self._shared = isinstance(path, Writer)
+        #: The file.
+        self.file = path if isinstance(path, Writer) else Writer(path, snaplen=snaplen, rotate=rotate, keep=keep)
+        names = ", ".join(interface.name for interface in self.interfaces)
+        self.file.describe(f"{self.group} joined on {names}")
+        for joined in self.interfaces:
+            self.file.interface(joined.name)
+        self._comment = f"dropped at a socket joined on {names}" if len(self.interfaces) > 1 else ""
+        self._limit = limit
+        self._told = 0  # drops that the file knows of
+        self._timer: Timer | None = None
+
+    def _built(self) -> None:
+        super()._built()
+        # In the first poll, when all that share the file have said what they joined.
+        self.poller.call_soon(self._tick)
+
+    def handle_read(self) -> None:
+        """Receive one batch and write it; called by the poller."""
+        self._record()
+
+    def handle_packet(self, packet: bytes, addr: Address) -> object:
+        """Write one packet. The poller's packets are written by the batch, and do not come by here."""
+        self.file.extend([packet], [addr], self.group.address, self.group.port)
+        return False
+
+    def _record(self) -> list[Address]:
+        """Receive one batch and write it; return where its packets came from."""
+        packets, addrs = batch.receive(self._reader)
+        if not packets:
+            return addrs
+        accept = self._accept
+        if accept is not None:
+            passed = [pair for pair in zip(packets, addrs, strict=True) if accept(*pair)]
+            self._filtered += len(packets) - len(passed)
+            packets, addrs = [packet for packet, _ in passed], [addr for _, addr in passed]
+        file = self.file
+        if self._limit is not None:
+            room = max(0, self._limit - file.packets)
+            packets, addrs = packets[:room], addrs[:room]
+        if file.closed:  # by another recorder, for the disk is full
+            self.close()
+            return []
+        try:
+            file.extend(packets, addrs, self.group.address, self.group.port)
+        except OSError:
+            self.close()
+            raise
+        self._delivered += len(packets)
+        if self._limit is not None and file.packets >= self._limit:
+            self.close()
+        return addrs
+
+    def _tick(self) -> None:
+        if self.closed:
+            return
+        if self.file.closed:
+            self.close()
+            return
+        self._timer = self.poller.call_later(_FLUSH, self._tick)
+        try:
+            self._tell_drops()
+            self.file.flush()
+        except OSError as error:
+            self.close()
+            handler: Any = getattr(self, "handle_error", None)
+            if handler is None:
+                raise
+            handler(error)
+
+    def _tell_drops(self) -> None:
+        self._count_drops()
+        new, self._told = self._dropped - self._told, self._dropped
+        if not self.file.closed:
+            self.file.dropped(self.interfaces[0].name, new, self._comment)
+
+    def _leave(self, socket: Any) -> None:
+        """Take what the kernel has received until now, then leave the group."""
+        now = time.time_ns()
+        limit, closing = self._limit, self._closing
+        self._closing = True
+        try:
+            while not closing and not self.file.closed and (limit is None or self.file.packets < limit):
+                addrs = self._record()
+                if not addrs or (addrs[-1].timestamp or 0) > now:
+                    break
+        finally:
+            self._tell_drops()
+            super()._leave(socket)
+
+    _closing = False
+
+    def close(self) -> None:
+        """Write what is left, leave the group, and close the socket; and the file, unless it is shared. Idempotent."""
+        if self.closed or self._closing:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        try:
+            super().close()
+        finally:
+            if not self._shared:
+                self.file.close()

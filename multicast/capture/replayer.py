@@ -1,0 +1,416 @@
+"""`Replayer`: a sender that plays a capture file back, at the pace at which it was recorded.
+
+Nothing is sent before the whole file has been read once: a file that is damaged at its end is refused at its beginning.
+And nothing is sent to where nobody asked: the groups in the file count only when that is said.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import os
+import select
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, TypeAlias
+
+from multicast import batch
+from multicast.errors import ArgumentError, CaptureError
+from multicast.interfaces import resolve
+from multicast.poller import Poller
+from multicast.senders import Multicaster, destination
+from multicast.sockets import Endpoint, Group, WhichInterface, open_sender
+
+from .packets import Counts
+from .reading import Reader
+
+__all__ = ["Replayer", "Summary", "Timing", "survey"]
+
+# A packet may leave so many seconds before its time, when others leave anyway.
+_EARLY = 20e-6
+# Hostile files may name a new group in each packet. No more than so many are remembered.
+_GROUPS = 4096
+
+#: A group as text, with port or without; or as an object.
+Place: TypeAlias = "str | Endpoint"
+
+
+@dataclass(slots=True)
+class Summary:
+    """What a capture file holds."""
+
+    #: UDP packets, and the bytes they carry in the file.
+    packets: int = 0
+    bytes: int = 0
+    #: Packets of which the file has only the first part.
+    truncated: int = 0
+    #: The times of the first and the last packet, in nanoseconds since 1970.
+    first: int = 0
+    last: int = 0
+    #: How many packets went to each address and port. Of a file with very many, only the first are told apart.
+    groups: dict[tuple[str, int], int] = field(default_factory=dict)
+    #: What is no UDP packet.
+    counts: Counts = field(default_factory=Counts)
+    #: Packets the capturing system dropped.
+    dropped: int = 0
+
+    @property
+    def duration(self) -> float:
+        """Seconds from the first packet to the last."""
+        return max(0, self.last - self.first) / 1e9
+
+
+def survey(path: str | os.PathLike[str] | BinaryIO | Reader) -> Summary:
+    """Read a capture file from the beginning to the end and return what it holds.
+
+    Raises `CaptureError` with the offset where the file is malformed or cut short.
+    """
+    if not isinstance(path, Reader):
+        with Reader(path) as reader:
+            return survey(reader)
+    summary = Summary()
+    groups = summary.groups
+    for packet in path:
+        payload, _, group, port, timestamp, _, _, length = packet
+        if not summary.packets:
+            summary.first = summary.last = timestamp
+        if timestamp > summary.last:
+            summary.last = timestamp
+        summary.packets += 1
+        summary.bytes += len(payload)
+        if length > len(payload):
+            summary.truncated += 1
+        key = (group, port)
+        if key in groups:
+            groups[key] += 1
+        elif len(groups) < _GROUPS:
+            groups[key] = 1
+    summary.counts, summary.dropped = path.counts, path.dropped
+    return summary
+
+
+class Timing:
+    """How far from their time packets were sent, in a memory that does not grow.
+
+    Errors are counted in classes of two digits, so percentiles are exact to a twentieth.
+    """
+
+    def __init__(self) -> None:
+        self._classes: dict[int, int] = {}
+        self._count = 0
+        #: The largest error, in seconds.
+        self.max = 0.0
+
+    def add(self, error: float) -> None:
+        """Count one error, in seconds."""
+        error = abs(error)
+        if error > self.max:
+            self.max = error
+        tenths = int(error * 1e7)  # of a microsecond
+        scale = 1
+        while tenths >= 100:
+            tenths //= 10
+            scale *= 10
+        key = tenths * scale
+        self._classes[key] = self._classes.get(key, 0) + 1
+        self._count += 1
+
+    def percentile(self, percent: float) -> float:
+        """Return the error that so many percent of the packets do not exceed, in seconds; 0 when there are none."""
+        rank = self._count * percent / 100
+        for key in sorted(self._classes):
+            rank -= self._classes[key]
+            if rank <= 0:
+                step = int("1" + "0" * (len(str(key)) - 2)) if key >= 100 else 1
+                return min((key + step) / 1e7, self.max)
+        return 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Pattern:
+    """An address, and a port or any."""
+
+    address: str
+    port: int | None
+    interfaces: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, place: Place) -> _Pattern:
+        if isinstance(place, Endpoint):
+            return cls(place.address, place.port, place.interfaces)
+        text, _, zone = place.strip().partition("%")
+        try:
+            plain = ipaddress.ip_address(text.strip("[]"))
+        except ValueError:
+            pass
+        else:
+            return cls(str(plain), None, (zone,) if zone else ())
+        try:
+            group = Group.parse(place)
+        except ArgumentError:
+            host, _, port = text.rpartition(":")
+            if not port.isdecimal():
+                raise
+            single = Endpoint(host.strip("[]"), int(port))
+            return cls(single.address, single.port, (zone,) if zone else ())
+        return cls(group.address, group.port, group.interfaces)
+
+    def matches(self, address: str, port: int) -> bool:
+        return self.address == address and self.port in (None, port)
+
+    def at(self, port: int) -> Endpoint:
+        """Return where packets of `port` go."""
+        zone = f"%{self.interfaces[0]}" if self.interfaces else ""
+        return destination(self.address + zone, port if self.port is None else self.port)
+
+
+class Replayer(Multicaster):
+    """Sends the UDP packets of a capture file at the pace at which they were recorded.
+
+    Where they go has to be said, for a capture may come from anywhere: `to` takes all packets that went to a group,
+    `map` gives a new destination for an old one, and with `as_recorded` packets go to the groups in the file. `to` and
+    the keys and values of `map` are addresses with a port or without; without, the port is any, or stays as it was.
+    With `only` packets for other groups are left out.
+
+    `speed` is how many times as fast as recorded; `math.inf` means as fast as can be. With `loop` it begins again at
+    the end. `start` and `end` are the part to send, in seconds from the first packet of the file. The other arguments
+    are those of `Multicaster`.
+
+    The file is read once before anything is sent, so `CaptureError` is raised here, for whatever is wrong with it.
+    `ArgumentError` is raised when no packet in it would be sent.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | BinaryIO,
+        *,
+        to: Place | None = None,
+        map: Mapping[str, Place] | None = None,  # noqa: A002 -- the name of the option
+        as_recorded: bool = False,
+        only: Place | Iterable[Place] = (),
+        speed: float = 1.0,
+        loop: bool = False,
+        start: float = 0.0,
+        end: float | None = None,
+        ttl: int = 1,
+        interface: WhichInterface | None = None,
+        source_ip: str | None = None,
+        source_port: int = 0,
+        loopback: bool = True,
+        poller: Poller | None = None,
+    ) -> None:
+        if to is None and not map and not as_recorded:
+            raise ArgumentError(
+                "say where the packets go: to=GROUP for all of them, map={OLD: NEW} for some, or as_recorded=True for"
+                " the groups in the file"
+            )
+        if not speed > 0:
+            raise ArgumentError(f"speed must be more than 0, and math.inf for as fast as can be, not {speed!r}")
+        if not start >= 0 or (end is not None and not end > start):
+            raise ArgumentError(
+                f"start and end are seconds from the first packet, end after start; not {start!r} and {end!r}"
+            )
+        self._to = None if to is None else _Pattern.of(to)
+        self._map = [(_Pattern.of(old), _Pattern.of(new)) for old, new in (map or {}).items()]
+        self._as_recorded = as_recorded
+        self._only = [_Pattern.of(one) for one in ([only] if isinstance(only, (str, Endpoint)) else only)]
+        self._options: dict[str, Any] = {
+            "interface": interface,
+            "source_ip": source_ip,
+            "source_port": source_port,
+            "loopback": loopback,
+        }
+        self._ttl = ttl
+        self.speed = speed
+        self._loop = loop
+        self._span = (int(start * 1e9), None if end is None else int(end * 1e9))
+        self._file = Reader(path)
+        self._others: dict[tuple[int, bool], socket.socket] = {}
+        try:
+            #: What the file holds.
+            self.summary = survey(self._file)
+            first = next(filter(None, (self._destination(*place) for place in self.summary.groups)), None)
+            if first is None:
+                found = ", ".join(f"{group}:{port}" for group, port in list(self.summary.groups)[:10])
+                raise ArgumentError(
+                    f"no packet in {self._file.name} would be sent; its packets go to {found or 'nowhere'}"
+                )
+            zone = f"%{first.interfaces[0]}" if first.interfaces else ""
+            super().__init__(first.address + zone, first.port, ttl, poller=poller, **self._options)
+        except BaseException:
+            self._file.close()
+            raise
+        renew = self._pin
+        # The network being back, a packet still goes where it was to go, and not to the first destination.
+        self._pin = lambda: (renew(), self._writer.sockaddr)[1]  # type: ignore[assignment]
+        #: How far from their time the packets were sent.
+        self.timing = Timing()
+        #: Packets of the chosen part that were not sent: for other groups, cut short, or too long for the new one.
+        self.skipped = 0
+        #: How many times the file was played to its end.
+        self.rounds = 0
+        self._routes: dict[tuple[str, int], batch.Writer | None] = {}
+        self._schedule = self._play()
+        self._ahead: tuple[float, bytes, batch.Writer] | None = None
+        self._dues: list[float] = []
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield the payloads of the packets to send, in their order."""
+        for _, payload, _ in self._play():
+            yield payload
+
+    # -- where to --------------------------------------------------------------------------------------------------
+
+    def _destination(self, group: str, port: int) -> Endpoint | None:
+        """Return where packets for `group` and `port` go, None for nowhere."""
+        if port == 0 or (self._only and not any(one.matches(group, port) for one in self._only)):
+            return None
+        for old, new in self._map:
+            if old.matches(group, port):
+                return new.at(port)
+        if not ipaddress.ip_address(group).is_multicast:
+            return None
+        if self._to is not None:
+            return self._to.at(port)
+        return destination(group, port) if self._as_recorded else None
+
+    def _route(self, place: tuple[str, int]) -> batch.Writer | None:
+        """Return how packets for `place` are sent, None when they are not."""
+        if len(self._routes) >= _GROUPS:
+            self._routes.clear()
+        to = self._destination(*place)
+        writer = None
+        if to is not None:
+            if to == self.group:
+                writer = self._writer
+            else:
+                opened, index = self._socket(to)
+                writer = batch.Writer(opened, to.sockaddr(index))
+        self._routes[place] = writer
+        return writer
+
+    def _socket(self, to: Endpoint) -> tuple[socket.socket, int]:
+        """Return a socket for `to` and the number of its interface; all groups of one family share one."""
+        index = 0
+        if to.needs_interface and (to.interfaces or self._options["interface"] is not None):
+            index = resolve(to.interfaces[0] if to.interfaces else self._options["interface"]).index
+        kind = (to.family, to.is_multicast)
+        if kind == (self.group.family, self.group.is_multicast) and self.socket is not None:
+            return self.socket, index
+        if kind not in self._others:
+            self._others[kind], _ = open_sender(to, self._ttl, **self._options)
+        return self._others[kind], index
+
+    # -- when ------------------------------------------------------------------------------------------------------
+
+    def _play(self) -> Iterator[tuple[float, bytes, batch.Writer]]:
+        """Yield when, what and how to send."""
+        routes = self._routes
+        start, end = self._span
+        start += self.summary.first
+        end = None if end is None else end + self.summary.first
+        hurry = math.isinf(self.speed)
+        scale = 0.0 if hurry else 1e-9 / self.speed
+        begun = self.poller.time()
+        while True:
+            earliest: int | None = None
+            due = begun
+            sent = 0
+            for payload, _, group, port, timestamp, _, _, length in self._file:
+                if timestamp < start:
+                    continue
+                if end is not None and timestamp >= end:
+                    continue
+                place = (group, port)
+                writer = routes[place] if place in routes else self._route(place)
+                if writer is None or length > len(payload) or len(payload) > self.group.longest:
+                    self.skipped += 1
+                    continue
+                if not hurry:
+                    if earliest is None:
+                        earliest = timestamp
+                    # Clocks are set back now and then, and packets overtake each other; time only goes on.
+                    due = max(due, begun + (timestamp - earliest) * scale)
+                sent += 1
+                yield due, payload, writer
+            self.rounds += 1
+            if not self._loop:
+                return
+            if not sent:
+                raise CaptureError(f"{self._file.name} has no packets to send between the times given")
+            # From the last packet to the first of the next round it takes as long as between others on the average.
+            pause = (due - begun) / (sent - 1) if sent > 1 else 0.0
+            begun = self.poller.time() if hurry else due + (pause or 1.0)
+
+    @property
+    def _paced(self) -> bool:
+        return not math.isinf(self.speed)
+
+    def _take(self) -> bool:
+        taken, dues = self._taken, self._dues
+        item = self._ahead
+        self._ahead = None
+        writer: batch.Writer | None = None
+        now = self.poller.time() + _EARLY
+        try:
+            while True:
+                if item is None:
+                    item = next(self._schedule)
+                due, payload, its = item
+                if due > now or its is not writer is not None or len(taken) >= batch.LIMIT:
+                    self._ahead = item
+                    self._due = due
+                    break
+                writer = its
+                taken.append(payload)
+                dues.append(due)
+                item = None
+        except StopIteration:
+            self._ended = True
+        except Exception as error:
+            self._ended = True
+            self._failure = error
+        if writer is not None:
+            self._writer = writer
+        return False
+
+    def _send(self) -> bool:
+        before = len(self._taken)
+        try:
+            done = super()._send()
+        finally:
+            gone = before - len(self._taken)
+            if self._paced and gone:
+                now = self.poller.time()
+                for due in self._dues[:gone]:
+                    self.timing.add(now - due)
+            del self._dues[:gone]
+        if not done and not gone:
+            if self._writer.socket is self.socket:
+                self.poller.modify(self, select.EPOLLOUT)
+            else:
+                self._rest(self.poller.time() + 0.001)
+        return done
+
+    def _wake_up(self) -> None:
+        # The timer is the sign to send: to ask first whether the socket is writable costs another round of the poller.
+        if self.closed:
+            return
+        try:
+            self.handle_write()
+        except Exception as error:
+            handler: Any = getattr(self, "handle_error", None)
+            if handler is None:
+                raise
+            handler(error)
+
+    def close(self) -> None:
+        """Stop sending, close the sockets and the file. Idempotent."""
+        try:
+            super().close()
+        finally:
+            others, self._others = self._others, {}
+            for opened in others.values():
+                opened.close()
+            self._file.close()

@@ -1,0 +1,403 @@
+"""Capture files, written: pcapng with nanoseconds, for Wireshark and its kin.
+
+The packets of a listener have lost their headers in the kernel, so IPv4 or IPv6 and UDP headers are built again, from
+what the kernel tells of each packet, with right checksums. Before them stands an Ethernet header, with the address that
+belongs to the group and no source: "raw IP" would be plainer, but libpcap up to 1.10 does not read files with several
+interfaces of that type, and programs that send captures want Ethernet.
+
+* Blocks are gathered and written in one piece, at the latest each time `flush` is called. What is written always ends
+  with a whole block, so a program that is killed leaves a good file.
+* When the disk is full the file is cut back to its last whole block and gets its statistics, and the error says what is
+  missing.
+* How a packet of one length from one source begins is the same each time: it is packed once. What is left for each
+  packet is its time, its checksum and one `pack`.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any, Self, TypeAlias
+
+from multicast.batch import Address
+from multicast.errors import ArgumentError
+
+from .packets import LINKTYPE_ETHERNET, Packet
+
+__all__ = ["Writer", "write"]
+
+# Written when this much is gathered; a megabyte goes to the page cache in a fraction of a millisecond.
+_GATHERED = 1 << 20
+_TEMPLATES = 1024
+_LONGEST_FRAME = 1 << 18
+
+_SECTION_HEADER, _INTERFACE, _STATISTICS, _PACKET = 0x0A0D0D0A, 1, 5, 6
+_BYTE_ORDER = 0x1A2B3C4D
+_COMMENT, _SHB_USERAPPL, _IF_NAME, _IF_TSRESOL = 1, 4, 2, 9
+_ISB_IFRECV, _ISB_IFDROP, _ISB_USRDELIV = 4, 5, 8
+_NANOSECONDS = 9
+
+_LOW = 0xFFFFFFFF
+
+
+def _option(code: int, value: bytes) -> bytes:
+    return struct.pack("<HH", code, len(value)) + value + bytes(-len(value) % 4)
+
+
+def _text(code: int, text: str) -> bytes:
+    # A length is 16 bits; cut where it cannot split a character.
+    return _option(code, text.encode()[:65000].decode(errors="ignore").encode())
+
+
+def _ethernet(group: str) -> bytes:
+    """Return an Ethernet header for packets to `group` (RFC 1112 section 6.4, RFC 2464 section 7)."""
+    if ":" in group:
+        packed = socket.inet_pton(socket.AF_INET6, group)
+        return (b"\x33\x33" + packed[12:] if packed[0] == 0xFF else bytes(6)) + bytes(6) + b"\x86\xdd"
+    packed = socket.inet_aton(group)
+    known = b"\x01\0\x5e" + bytes([packed[1] & 0x7F]) + packed[2:] if packed[0] >> 4 == 14 else bytes(6)
+    return known + bytes(6) + b"\x08\0"
+
+
+def _block(kind: int, body: bytes) -> bytes:
+    length = len(body) + 12
+    return struct.pack("<II", kind, length) + body + struct.pack("<I", length)
+
+
+@dataclass(slots=True)
+class _Counted:
+    """What goes into the statistics of one interface."""
+
+    recorded: int = 0
+    dropped: int = 0
+    comment: str = ""
+
+
+# How to pack a block, how it begins, its middle, what its checksum begins with, its length, and where it is counted.
+_Template: TypeAlias = tuple[Callable[..., bytes], bytes, bytes, int, int, _Counted]
+
+
+class Writer:
+    """A pcapng file to write UDP packets to.
+
+    `comment` is kept in the file, before the packets. With `snaplen` no more than so many bytes of each packet are
+    kept, headers included. With `rotate` the file is closed when it has so many bytes and the next one begun; names are
+    then ``NAME-00001.pcapng`` and so on, after those there are already. `keep` is how many of its own files stay.
+
+    Packets are gathered: call `flush` about once a second, or use a `Recorder`, which does. Use it as a context
+    manager, or call `close`, which writes the statistics.
+
+    Raises `ArgumentError`, and `OSError` when the file cannot be written.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        comment: str = "",
+        snaplen: int | None = None,
+        rotate: int | None = None,
+        keep: int | None = None,
+    ) -> None:
+        for name, value, least in (("snaplen", snaplen, 64), ("rotate", rotate, 4096), ("keep", keep, 1)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise ArgumentError(f"{name} must be a number, {least} or more, not {value!r}")
+        if keep is not None and rotate is None:
+            raise ArgumentError("keep says how many files stay, so it needs rotate, the size at which the next begins")
+        self._path = os.fspath(path)
+        self._comments = [comment] if comment else []
+        self._snaplen = min(snaplen or _LONGEST_FRAME, _LONGEST_FRAME)
+        self._rotate = rotate
+        self._keep = keep
+        self._files: list[str] = []
+        self._number = self._highest() if rotate is not None else 0
+        self._interfaces: dict[str, int] = {}
+        self._counted: list[_Counted] = []
+        self._statistics_due = False
+        self._templates: dict[Any, _Template] = {}
+        self._blocks: list[bytes] = []
+        self._gathered = 0
+        self._size = 0
+        self._fd = -1
+        self._last = 0
+        #: Packets written or about to be, in all files.
+        self.packets = 0
+        #: Bytes of payload in them.
+        self.bytes = 0
+        #: Packets that could not be written, for the disk was full.
+        self.lost = 0
+        self._open()
+
+    # -- files -----------------------------------------------------------------------------------------------------
+
+    @property
+    def path(self) -> str:
+        """The file being written; with `rotate` it changes."""
+        return self._files[-1] if self._files else self._path
+
+    @property
+    def closed(self) -> bool:
+        """Whether the file is closed, by `close` or because the disk was full."""
+        return self._fd < 0
+
+    def _numbered(self, number: int) -> str:
+        path = PurePath(self._path)
+        return str(path.with_name(f"{path.stem}-{number:05d}{path.suffix}"))
+
+    def _highest(self) -> int:
+        """Return the highest number among the files of this name that are there."""
+        path = PurePath(self._path)
+        highest = 0
+        for name in os.listdir(path.parent):
+            middle = name.removeprefix(f"{path.stem}-").removesuffix(path.suffix)
+            if middle.isdecimal() and name == PurePath(self._numbered(int(middle))).name:
+                highest = max(highest, int(middle))
+        return highest
+
+    def _open(self) -> None:
+        self._number += 1
+        path = self._path if self._rotate is None else self._numbered(self._number)
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        self._files.append(path)
+        self._size = 0
+        for counted in self._counted:  # each file tells of its own packets
+            counted.recorded = counted.dropped = 0
+        while self._keep is not None and len(self._files) > self._keep:
+            try:
+                os.unlink(self._files.pop(0))
+            except FileNotFoundError:
+                pass
+
+    def describe(self, text: str) -> None:
+        """Add a comment to the head of the file. It counts for the next file where packets are written already."""
+        self._comments.append(text)
+
+    def _head(self) -> bytes:
+        options = b"".join(_text(_COMMENT, comment) for comment in self._comments)
+        options += _text(_SHB_USERAPPL, "multicast") + _option(0, b"")
+        parts = [_block(_SECTION_HEADER, struct.pack("<IHHq", _BYTE_ORDER, 1, 0, -1) + options)]
+        parts += [self._interface_block(name) for name in self._interfaces]
+        return b"".join(parts)
+
+    def _interface_block(self, name: str) -> bytes:
+        options = _text(_IF_NAME, name) if name else b""
+        options += _option(_IF_TSRESOL, bytes([_NANOSECONDS])) + _option(0, b"")
+        return _block(_INTERFACE, struct.pack("<HHI", LINKTYPE_ETHERNET, 0, self._snaplen) + options)
+
+    def interface(self, name: str | None) -> int:
+        """Return the number of the interface called `name`, which is described in the file when it is new."""
+        name = name or ""
+        number = self._interfaces.get(name)
+        if number is None:
+            if self._started:
+                self._add(self._interface_block(name))
+            number = self._interfaces[name] = len(self._interfaces)
+            self._counted.append(_Counted())
+        return number
+
+    @property
+    def _started(self) -> bool:
+        """Whether this file has its head, written or about to be."""
+        return bool(self._size or self._blocks)
+
+    def dropped(self, name: str | None, count: int, comment: str = "") -> None:
+        """Add to the statistics that `count` more packets of the interface called `name` were dropped."""
+        if count:
+            counted = self._counted[self.interface(name)]
+            counted.dropped += count
+            counted.comment = comment or counted.comment
+            self._statistics_due = True
+
+    def _statistics(self) -> bytes:
+        parts = []
+        for number, counted in enumerate(self._counted):
+            options = _text(_COMMENT, counted.comment) if counted.comment else b""
+            for code, value in (
+                (_ISB_IFRECV, counted.recorded + counted.dropped),
+                (_ISB_IFDROP, counted.dropped),
+                (_ISB_USRDELIV, counted.recorded),
+            ):
+                options += _option(code, struct.pack("<Q", value))
+            now = self._last
+            body = struct.pack("<III", number, now >> 32 & _LOW, now & _LOW) + options + _option(0, b"")
+            parts.append(_block(_STATISTICS, body))
+        self._statistics_due = False
+        return b"".join(parts)
+
+    # -- packets ---------------------------------------------------------------------------------------------------
+
+    def write(self, packet: Packet) -> None:
+        """Write one packet. Raises `OSError` when the disk is full; see `flush`."""
+        addr = Address(packet.source, packet.group, packet.interface, packet.ttl, packet.timestamp)
+        self.extend([packet.payload], [addr], packet.group, packet.port, packet.length)
+
+    def extend(
+        self, packets: Sequence[bytes], addrs: Sequence[Address], group: str, port: int, length: int = 0
+    ) -> None:
+        """Write `packets`, which came from `addrs` and went to `group` on `port`.
+
+        `length` is how many bytes each of them had, where that is more than is left of it. Raises `OSError` when the
+        disk is full; see `flush`.
+        """
+        if self._fd < 0:
+            raise ValueError(f"{self.path} is closed")
+        if not self._started:
+            self._add(self._head())
+        blocks = self._blocks
+        from_bytes = int.from_bytes
+        timestamp = self._last
+        last: Address | None = None
+        size = -1
+        interface: str | None = None
+        ttl: int | None = None
+        for packet, addr in zip(packets, addrs, strict=True):
+            if addr != last or len(packet) != size or addr.interface != interface or addr.ttl != ttl:
+                last, size, interface, ttl = addr, len(packet), addr.interface, addr.ttl
+                key = (addr, interface, ttl, group, port, size, length)
+                pack, head, middle, base, total, counted = self._templates.get(key) or self._template(*key)
+            timestamp = addr.timestamp or timestamp
+            # The sum of ones' complement is the number modulo 65535, in either byte order (RFC 1071, section 2).
+            checksum = 65535 - (base + from_bytes(packet, "little")) % 65535
+            blocks.append(pack(head, timestamp >> 32, timestamp & 0xFFFFFFFF, middle, checksum, packet, total))
+            counted.recorded += 1
+        self._last = timestamp
+        self.packets += len(packets)
+        carried = sum(map(len, packets))
+        self.bytes += carried
+        self._gathered += carried + 64 * len(packets)
+        if self._gathered >= _GATHERED:
+            self.flush()
+
+    def _add(self, block: bytes) -> None:
+        self._blocks.append(block)
+        self._gathered += len(block)
+
+    def _template(
+        self, addr: Address, interface: str | None, ttl: int | None, group: str, port: int, kept: int, length: int
+    ) -> _Template:
+        """Return what all packets of `kept` bytes from one source to one group have in common."""
+        number = self.interface(interface)
+        udp_length = 8 + max(kept, length)
+        host = str(addr[0]).partition("%")[0]
+        ports = struct.pack(">HHH", addr[1], port, udp_length)
+        if ":" in host:
+            addresses = socket.inet_pton(socket.AF_INET6, host) + socket.inet_pton(socket.AF_INET6, group)
+            header = struct.pack(">IHBB", 0x60000000, udp_length & 0xFFFF, 17, ttl or 0) + addresses
+        else:
+            addresses = socket.inet_aton(host) + socket.inet_aton(group)
+            header = struct.pack(">BBHHHBBH", 0x45, 0, 20 + udp_length, 0, 0, ttl or 0, 17, 0) + addresses
+            header = header[:10] + struct.pack("<H", 65535 - int.from_bytes(header, "little") % 65535) + header[12:]
+        # The pseudo header (RFC 768, RFC 8200 section 8.1): addresses, length, protocol; then the UDP header itself.
+        base = int.from_bytes(addresses + struct.pack(">HH", udp_length, 17) + ports, "little") % 65535
+        header = _ethernet(group) + header
+        original = len(header) + udp_length
+        captured = min(len(header) + 8 + kept, self._snaplen)
+        payload = captured - len(header) - 8
+        padding = -captured % 4
+        total = 32 + captured + padding
+        middle = struct.pack("<II", captured, original) + header + ports
+        layout = struct.Struct(f"<12sII{len(middle)}sH{payload}s{padding}xI")
+        if len(self._templates) >= _TEMPLATES:
+            self._templates.clear()
+        head = struct.pack("<III", _PACKET, total, number)
+        template = (layout.pack, head, middle, base, total, self._counted[number])
+        self._templates[(addr, interface, ttl, group, port, kept, length)] = template
+        return template
+
+    # -- writing ---------------------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Write what is gathered, and begin the next file when this one has its size.
+
+        Raises `OSError` when it cannot be written. The file is closed then, after its last whole packet.
+        """
+        if self._fd < 0:
+            return
+        if not self._started:
+            self._add(self._head())
+        if self._statistics_due:
+            self._add(self._statistics())
+        self._put()
+        if self._rotate is not None and self._size >= self._rotate:
+            self._finish()
+            self._open()
+
+    def _put(self) -> None:
+        data = b"".join(self._blocks)
+        self._blocks.clear()
+        self._gathered = 0
+        done = 0
+        try:
+            with memoryview(data) as view:
+                while done < len(data):
+                    done += os.write(self._fd, view[done:])
+        except OSError as error:
+            self._rescue(data, done, error)
+            raise
+        self._size += done
+
+    def _rescue(self, data: bytes, done: int, error: OSError) -> None:
+        """Cut the file after its last whole block that leaves room for the statistics, and close it."""
+        last = self._statistics()
+        whole = position = 0
+        while position < len(data):
+            kind, length = struct.unpack_from("<II", data, position)
+            if position + length + len(last) <= done:
+                whole = position + length
+            elif kind == _PACKET:
+                self.lost += 1
+            position += length
+        fd, self._fd = self._fd, -1
+        self.packets -= self.lost
+        try:
+            os.ftruncate(fd, self._size + whole)
+            if whole and os.pwrite(fd, last, self._size + whole) != len(last):
+                os.ftruncate(fd, self._size + whole)
+        except OSError:
+            pass  # what stands there is whole
+        finally:
+            os.close(fd)
+        error.filename = self.path
+        error.add_note(
+            f"The file is closed after its last whole packet; {self.packets} packets are in it and those before it,"
+            f" {self.lost} are not. Make room, or keep fewer files (rotate=, keep=)."
+        )
+
+    def _finish(self) -> None:
+        """Write the statistics and close this file."""
+        self._add(self._statistics())
+        self._put()
+        os.close(self._fd)
+        self._fd = -1
+
+    def close(self) -> None:
+        """Write what is gathered and the statistics, and close the file. Idempotent."""
+        if self._fd < 0:
+            return
+        try:
+            if not self._started:
+                self._add(self._head())
+            self._finish()
+        finally:
+            fd, self._fd = self._fd, -1
+            if fd >= 0:
+                os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def write(path: str | os.PathLike[str], **options: Any) -> Writer:
+    """Open a pcapng file at `path` for writing; see `Writer` for the keywords.
+
+    >>> with write(example) as file:
+    ...     file.write(Packet(b"hello", ("10.0.0.5", 40112), "239.1.2.3", 5000))
+    """
+    return Writer(path, **options)
