@@ -1,12 +1,24 @@
-"""What the documentation promises, and what `help()` shows."""
+"""What the documentation shows is so: its commands exist, its program prints what it says, its picture is true."""
 
 from __future__ import annotations
 
 import inspect
+import itertools
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import test_frame
 
 import multicast
+from multicast.cli import COMMANDS, output
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 
 
 @pytest.mark.parametrize("name", ["MulticastListener", "Multicaster", "Inbox"])
@@ -14,3 +26,45 @@ def test_help_shows_the_arguments_of_the_constructor(name: str) -> None:
     shown = list(inspect.signature(getattr(multicast, name)).parameters)
     assert shown == list(inspect.signature(getattr(multicast, name).__init__).parameters)[1:]
     assert {"ip", "port"} <= set(shown)
+
+
+def command_lines() -> Iterator[tuple[str, str]]:
+    """Return the lines that readers are shown to type, with the page each is on."""
+    for page in [ROOT / "README.rst", *sorted(DOCS.rglob("*.rst"))]:
+        prompt = r"^    multicast (.*)$" if page.parent == ROOT else r"^ +[$#] multicast (.*)$"
+        for line in re.findall(prompt, page.read_text().replace("\\\n", ""), re.MULTILINE):
+            yield page.name, line
+
+
+@pytest.mark.parametrize("page, line", list(command_lines()))
+def test_every_command_line_shown_is_understood(page: str, line: str) -> None:
+    shell = "|<>&;"
+    words = shlex.shlex(line, posix=True, punctuation_chars=shell)
+    words.whitespace_split = True
+    name, *arguments = itertools.takewhile(lambda word: word[0] not in shell, words)
+    if name.startswith("-"):
+        return
+    assert name in COMMANDS
+    program = output.program.make_context("multicast", [], resilient_parsing=True)
+    command = output.program.get_command(program, name)
+    assert command is not None
+    command.make_context(name, arguments, program)
+
+
+def test_the_program_of_the_tutorial_prints_what_it_says() -> None:
+    done = subprocess.run(
+        [sys.executable, DOCS / "tutorial" / "station.py"], capture_output=True, text=True, timeout=20, check=True
+    )
+    # Which of two listeners hears a packet first is the kernel's choice.
+    assert sorted(done.stdout.splitlines()) == sorted((DOCS / "tutorial" / "station.txt").read_text().splitlines())
+
+
+def test_the_picture_of_the_layers_has_every_room_on_its_level() -> None:
+    drawn: dict[str, int] = {}
+    level = None
+    for text in re.findall(r"<text[^>]*>(.*?)</text>", (DOCS / "drawings" / "layers.html").read_text()):
+        if heading := re.match(r"([0-9]) &#160; ", text):
+            level = int(heading[1])
+        elif level is not None and text.isidentifier():
+            drawn[text] = level
+    assert drawn == {room: level for room, level in test_frame.LEVELS.items() if room != "__main__"}
