@@ -21,6 +21,7 @@ for the others. What that costs is one epoll_wait per batch.
 
 from __future__ import annotations
 
+import errno
 import heapq
 import itertools
 import os
@@ -379,19 +380,28 @@ class Poller:
             heapq.heappop(timers)
         return timers[0][0] if timers else None
 
-    def _arm(self) -> None:
-        """Have the alarm ring at the next deadline."""
+    def _arm(self) -> bool:
+        """Have the alarm ring at the next deadline; False when there is no descriptor for it.
+
+        That is when programs wait for better times, so it must not end them: the kernel's own timeout will do.
+        """
         deadline = self._next_deadline()
         if deadline is None:
-            return
+            return True
         alarm = self._alarm
         if alarm is None:
-            alarm = _Alarm()
+            try:
+                alarm = _Alarm()
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE):
+                    raise
+                return False
             (self._epoll or self._open()).register(alarm.fd, select.EPOLLIN)
             self._alarm = alarm
         if alarm.deadline is None or alarm.deadline > deadline:
             alarm.deadline = deadline
             alarm.set(deadline - self._clock())
+        return True
 
     # -- polling ---------------------------------------------------------------------------------------------------
 
@@ -412,10 +422,11 @@ class Poller:
             elif self._timers and timeout != 0:
                 deadline = self._next_deadline()
                 if deadline is not None:
-                    if deadline <= self._clock():
+                    left = deadline - self._clock()
+                    if left <= 0:
                         timeout = 0
-                    else:
-                        self._arm()
+                    elif not self._arm():
+                        timeout = left if timeout is None else min(timeout, left)
             events = epoll.poll(timeout)
         finally:
             self._sleeping = False
