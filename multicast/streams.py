@@ -300,7 +300,7 @@ class Stream(Dispatcher):
         # Our own: finish() was called; and the end was sent, or nothing can be sent any more.
         self._finishing = self._finished = False
         self._failure: Exception | None = None  # sending has failed; what the peer said before is still read
-        self._last = self._progress = self.poller.time()
+        self._last = self._progress = 0.0
 
     def __repr__(self) -> str:
         state = ", closed" if self.closed else ", opening" if self._opening else ""
@@ -408,7 +408,14 @@ class Stream(Dispatcher):
             pass  # being connected
         self._alive = True
         super()._built()
+
+    def _attached(self) -> None:
+        self._last = self._progress = self.poller.time()  # clocks of two pollers need not agree
         self._set_timer()
+
+    def _detached(self, poller: Poller) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
 
     def _open(self) -> None:
         """The socket is writable for the first time: the connection stands, or has failed."""
@@ -425,6 +432,7 @@ class Stream(Dispatcher):
             return
         self._opening = False
         self._touch()
+        self._set_timer()
         self._watch()
         self.handle_connected()
 
@@ -434,8 +442,6 @@ class Stream(Dispatcher):
     def _shut(self, error: Exception | None) -> None:
         if self.socket is None:
             return
-        if self._timer is not None:
-            self._timer.cancel()
         self.error = error
         super().close()
         if not self._alive:
