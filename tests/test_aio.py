@@ -401,6 +401,64 @@ def test_an_idle_driven_poller_wakes_nobody(run: Run, poller: Poller, free_port:
     assert run(main) == 0
 
 
+# -- asking and answering ------------------------------------------------------------------------------------------
+
+
+def test_requests_are_answered_by_an_async_handler(run: Run, free_port: int) -> None:
+    async def answer(packet: bytes, addr: Address) -> bytes | None:
+        await anyio.sleep(0)
+        return packet.upper() if packet != b"silence" else None
+
+    async def main() -> tuple[list[bytes], list[bytes], float, int]:
+        async with aio.responder(answer, GROUP, free_port) as responder:
+            first = [packet for packet, _ in await aio.request("one", GROUP, free_port, limit=1)]
+            asked = aio.request("two", GROUP, free_port, limit=1)
+            second = [packet async for packet, _ in asked]
+            nothing = await aio.request("silence", GROUP, free_port, timeout=0.05)
+            assert nothing == []
+            return first, second, asked.round_trip, responder.reply_statistics().sent
+
+    first, second, round_trip, sent = run(main)
+    assert (first, second, sent) == ([b"ONE"], [b"TWO"], 2)
+    assert 0 < round_trip < 30
+
+
+def test_what_an_async_handler_raises_reaches_the_task_inside(run: Run, free_port: int) -> None:
+    async def answer(packet: bytes, addr: Address) -> bytes:
+        raise LookupError("no answer to that")
+
+    async def main() -> None:
+        with pytest.raises(LookupError, match="no answer"):  # noqa: PT012 -- the body is where it must arrive
+            async with aio.responder(answer, GROUP, free_port):
+                await aio.sendto("question", GROUP, free_port)
+                await anyio.sleep(30)
+        assert GROUP not in memberships()
+
+    run(main)
+
+
+def test_requests_beyond_those_being_answered_wait_in_the_kernel(run: Run, free_port: int) -> None:
+    async def main() -> tuple[int, int]:
+        busy = most = 0
+
+        async def answer(packet: bytes, addr: Address) -> bytes:
+            nonlocal busy, most
+            busy += 1
+            most = max(most, busy)
+            await anyio.sleep(0.001)
+            busy -= 1
+            return packet
+
+        async with aio.responder(answer, GROUP, free_port, concurrent=2):
+            asked = [aio.request(str(number), GROUP, free_port, limit=1, timeout=30) for number in range(9)]
+            replies = 0
+            for one in asked:
+                replies += len(await one)
+        return replies, most
+
+    assert run(main) == (9, 2)
+
+
 # -- asyncio's own interface ---------------------------------------------------------------------------------------
 
 
@@ -546,6 +604,7 @@ EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
         ("aio_trio.py", ["0.5"], ["239.1.2.3: hello 239.1.2.3 from 127.0.0.1", "left both groups"]),
         ("aio_anyio.py", ["0.15"], ["1000 packets"]),
         ("aio_anyio.py", ["0.15", "trio"], ["1000 packets"]),
+        ("aio_request.py", [], ["127.0.0.1: the thermometer in the hall", "answered in time"]),
     ],
 )
 def test_the_documented_programs_run(program: str, arguments: list[str], expected: list[str]) -> None:

@@ -38,7 +38,7 @@ LEVELS = {
     "cli": 4,
     "__main__": 5,
 }
-SIDEWAYS = {("sockets", "interfaces")}
+SIDEWAYS = {("sockets", "interfaces"), ("aio", "discovery")}
 PRIVATE = {"_batch": "batch"}  # and who alone may import it
 FACADE = "__init__"
 

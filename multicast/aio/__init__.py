@@ -11,14 +11,16 @@ a handler is raised in the task that awaits that object, and cancelling the task
 
 from __future__ import annotations
 
+import select
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from multicast import batch
 from multicast.batch import Address
+from multicast.discovery import Requester, Responder
 from multicast.filters import Filter
 from multicast.listeners import MulticastListener, Statistics
 from multicast.poller import Poller
@@ -32,7 +34,17 @@ if TYPE_CHECKING:
 
     _Protocol = TypeVar("_Protocol", bound=asyncio.DatagramProtocol)
 
-__all__ = ["Packets", "Sender", "create_multicast_endpoint", "drive", "listen", "sendto"]
+__all__ = [
+    "Packets",
+    "Replies",
+    "Sender",
+    "create_multicast_endpoint",
+    "drive",
+    "listen",
+    "request",
+    "responder",
+    "sendto",
+]
 
 
 def _backend() -> Any:
@@ -258,6 +270,170 @@ async def sendto(
         loopback=loopback,
     ) as sender:
         return await sender.send(packets)
+
+
+class _Asking(Requester):
+    """A requester that keeps replies for whoever awaits them."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.waiting: deque[tuple[bytes, Address]] = deque()
+        super().__init__(*args, **options)
+
+    def handle_reply(self, packet: bytes, addr: Address) -> object:
+        self.waiting.append((packet, addr))
+        return False
+
+
+class Replies:
+    """The replies to a request: iterate over them as they come, or await all of them; made by `request`."""
+
+    def __init__(self, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+        self._poller = Poller()
+        try:
+            self._requester = _Asking(*arguments, poller=self._poller, **options)
+        except BaseException:
+            self._poller.close()
+            raise
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> tuple[bytes, Address]:
+        """Return the next reply and where it came from, once there is one."""
+        requester = self._requester
+        try:
+            while not requester.waiting and not requester.closed:
+                await _backend().readable(self._poller.fileno())
+                self._poller.poll(0)
+        except BaseException:
+            self.close()
+            raise
+        if not requester.waiting:
+            self.close()
+            raise StopAsyncIteration
+        return requester.waiting.popleft()
+
+    def __await__(self) -> Generator[Any, None, list[tuple[bytes, Address]]]:
+        return self._all().__await__()
+
+    async def _all(self) -> list[tuple[bytes, Address]]:
+        return [reply async for reply in self]
+
+    @property
+    def round_trip(self) -> float:
+        """The time from sending the request to receiving the reply that came last, in seconds; 0 before the first."""
+        reply = self._requester.reply
+        return 0.0 if reply is None else reply.round_trip
+
+    def close(self) -> None:
+        """Wait for no more replies. Idempotent."""
+        self._poller.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_poller"):
+            self.close()
+
+
+def request(
+    packet: str | bytes,
+    ip: str = DEFAULT_IP,
+    port: int = DEFAULT_PORT,
+    ttl: int = 1,
+    *,
+    timeout: float | None = 1.0,
+    limit: int | None = None,
+    interface: WhichInterfaces = None,
+) -> Replies:
+    """Send a request to a group and return its replies, to await all of them or to iterate over them as they come.
+
+    ::
+
+        for packet, addr in await aio.request("who is there?", "239.1.2.3", 5000):
+            ...
+        async for packet, addr in aio.request("who is there?", "239.1.2.3", 5000, limit=1):
+            ...
+
+    The request is sent now, and replies are awaited until `timeout` seconds have passed or `limit` of them have come.
+    The arguments and the errors are those of `multicast.discovery.request`.
+    """
+    return Replies((packet, ip, port, ttl), {"timeout": timeout, "limit": limit, "interface": interface})
+
+
+class _Answering(Responder):
+    """A responder whose answers are awaited, so many at a time."""
+
+    def __init__(self, begin: Callable[[bytes, Address], None], concurrent: int, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._begin = begin
+        self._free = concurrent
+        self._held: deque[tuple[bytes, Address]] = deque()
+
+    def handle_request(self, packet: bytes, addr: Address) -> None:
+        if self._free:
+            self._free -= 1
+            self._begin(packet, addr)
+            return
+        # The rest of this batch is held here; from then on requests wait in the kernel, which counts what it drops.
+        self._held.append((packet, addr))
+        self.poller.modify(self, select.EPOLLERR)
+
+    def finished(self) -> None:
+        """Take note that one answer was given."""
+        if self._held:
+            self._begin(*self._held.popleft())
+            return
+        self._free += 1
+        if not self.closed:
+            self.poller.modify(self, select.EPOLLIN)
+
+
+@asynccontextmanager
+async def responder(
+    handler: Callable[[bytes, Address], Awaitable[str | bytes | None]],
+    ip: str = DEFAULT_IP,
+    port: int = DEFAULT_PORT,
+    mtu: int = 4096,
+    *,
+    concurrent: int = 100,
+    **options: Any,
+) -> AsyncIterator[Responder]:
+    """Answer the requests to a group for as long as the context lasts.
+
+    `await handler(packet, addr)` returns the reply to a request, or None for no reply. At most `concurrent` handlers
+    run at the same time; further requests wait. What a handler raises is raised in the task inside the context. The
+    other arguments, the limits and the errors are those of `multicast.discovery.Responder`::
+
+        async def answer(packet, addr):
+            return await look_up(packet)
+
+        async with aio.responder(answer, "239.1.2.3", 5000):
+            await forever
+    """
+    backend = _backend()
+
+    async def answer(packet: bytes, addr: Address) -> None:
+        try:
+            reply = await handler(packet, addr)
+            if reply is not None:
+                answering.reply(reply, addr)
+        finally:
+            answering.finished()
+
+    with Poller() as poller:
+        async with backend.Tasks() as tasks, backend.driving(poller):
+
+            def begin(packet: bytes, addr: Address) -> None:
+                tasks.start(answer, packet, addr)
+
+            answering = _Answering(begin, concurrent, ip=ip, port=port, mtu=mtu, poller=poller, **options)
+            with answering:
+                yield answering
 
 
 async def create_multicast_endpoint(
