@@ -205,6 +205,13 @@ def _arrival(addr: Address, now: float) -> float:
     return now - max(0.0, (time.time_ns() - addr.timestamp) / 1e9)
 
 
+def _name(index: int) -> str:
+    try:
+        return socket.if_indextoname(index)
+    except OSError:
+        return f"interface {index}, which is gone"
+
+
 # -- asking --------------------------------------------------------------------------------------------------------
 
 
@@ -262,9 +269,8 @@ class Requester(DatagramListener):
         self.timeout = timeout
         self._exchange = Exchange(limit)
         self._packet = None if packet is None else batch.encode(packet, self.group.longest)
-        self._ways, self._every = sockets.ways(self.group, ttl, interface)
-        # An address of this host stands for the host: which of them a local reply comes from says nothing.
-        self._own = frozenset(address for present in interfaces() for address in present.addresses)
+        self._ttl, self._interface = ttl, interface
+        self._look()
         self._batches_left: int | None = None  # None while the time is not over
         #: The reply that `handle_reply` is called with, or was called with last.
         self.reply: Reply | None = None
@@ -274,6 +280,12 @@ class Requester(DatagramListener):
         self._start(opened, _LONGEST, None, None, True, poller)
         if self._packet is not None:
             self.ask()
+
+    def _look(self) -> None:
+        """See which interfaces and addresses this host has."""
+        self._ways, self._every = sockets.ways(self.group, self._ttl, self._interface)
+        # An address of this host stands for the host: which of them a local reply comes from says nothing.
+        self._own = frozenset(address for present in interfaces() for address in present.addresses)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} to {self.group}{', closed' if self.closed else ''}>"
@@ -310,7 +322,7 @@ class Requester(DatagramListener):
     def ask(self, packet: str | bytes | None = None) -> int:
         """Send another request, by default the same again, and start the timeout anew; return its number.
 
-        Raises what the constructor raises for the packet, and `OSError` when it could not be sent at all.
+        Interfaces that came or went since the last are taken into account. Raises what the constructor raises.
         """
         if packet is not None:
             self._packet = batch.encode(packet, self.group.longest)
@@ -318,6 +330,8 @@ class Requester(DatagramListener):
             raise ArgumentError("there is no request to send again; give ask() a packet")
         if self.socket is None:
             raise ArgumentError("this requester is closed; make another one to ask again")
+        if self._exchange.asked:
+            self._look()
         now = self.poller.time()
         self._send(self.socket, self._packet)
         number = self._exchange.ask(now)
@@ -337,7 +351,7 @@ class Requester(DatagramListener):
                 if not self._every:
                     raise
                 failures.append(error)
-                _log.warning("the request to %s is not sent by interface %d: %s", self.group, way.index, error)
+                _log.warning("the request to %s is not sent by %s: %s", self.group, _name(way.index), error)
         if len(failures) == len(self._ways):
             raise failures[0]
 
@@ -559,7 +573,6 @@ class Responder(MulticastListener):
         self.longest = longest
         self._requests = self._sent = self._copied = self._unanswerable = self._limited = self._failed = 0
         super().__init__(filter, ip, port, mtu, details=True, **options)
-        self._indexes = {interface.name: interface.index for interface in self.interfaces}
         everywhere = "::" if self.group.family == socket.AF_INET6 else "0.0.0.0"  # noqa: S104 -- see reply()
         # Nobody reads from this socket, so the kernel need not keep what is sent to it.
         self._private = sockets.open_unicast(everywhere, 0, hops=ttl, rcvbuf=1)
@@ -605,9 +618,10 @@ class Responder(MulticastListener):
         self._allowance.take(addr.host, now)
         # With the interface given and no address, the kernel takes that address of the interface which suits the
         # requester. The flow label of IPv6 is the requester's own business.
+        index = next((interface.index for interface in self.interfaces if interface.name == addr.interface), 0)
         sockaddr = tuple(addr) if len(addr) == 2 else (addr[0], addr[1], 0, addr[3])
         try:
-            sockets.send_by(self._private, data, sockaddr, self._indexes.get(addr.interface or "", 0))
+            sockets.send_by(self._private, data, sockaddr, index)
         except OSError:
             # What a requester writes as its source must not be able to stop us, so this is counted and not raised.
             self._failed += 1
