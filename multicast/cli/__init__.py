@@ -23,6 +23,9 @@ class Entry(NamedTuple):
 
 #: The commands in the order of the help. Each is a function of a module beside this file.
 COMMANDS: dict[str, Entry] = {
+    "send": Entry("basic", "send", "send packets to a group"),
+    "listen": Entry("basic", "listen", "print what arrives from groups"),
+    "interfaces": Entry("basic", "show_interfaces", "show the interfaces of this host, and the groups joined"),
 }
 
 # Which extra brings a library (setup.cfg), by the name it is imported under.

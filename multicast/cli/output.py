@@ -144,6 +144,7 @@ class Output:
         #: Whether data lines on stdout may have colours.
         self.colour = _colourful(sys.stdout)
         self._colour_messages = _colourful(sys.stderr)
+        self._reading = False
 
     def no_colour(self) -> None:
         """Use no colours, whatever the terminal can do."""
@@ -206,12 +207,19 @@ class Output:
 
     # Running.
 
-    def drive(self, poller: Poller, done: Callable[[], object] = lambda: False, limit: float | None = None) -> bool:
+    def drive(
+        self,
+        poller: Poller,
+        done: Callable[[], object] = lambda: False,
+        limit: float | None = None,
+        *,
+        writes: bool = True,
+    ) -> bool:
         """Poll until `done()` is true, `limit` seconds have passed or somebody calls `poller.stop()`; return True.
 
         Return False when Ctrl-C or SIGTERM came first. Either way no handler was torn apart, and the command goes on:
-        it can print what it has. What was written is flushed before each wait. When the reader of a pipe on stdout
-        goes away, the command ends at once and quietly, without waiting for the next thing to write.
+        it can print what it has. What was written is flushed before each wait. Unless `writes` says that nothing is
+        written meanwhile, the command ends at once and quietly when the reader of a pipe on stdout goes away.
         """
 
         def ready() -> object:
@@ -219,11 +227,11 @@ class Output:
             return done()
 
         timer = None if limit is None else poller.call_later(limit, poller.stop)
-        watch = _watch_reader()
+        watch = _watch_reader() if writes else None
         if watch is not None:
             poller.register(watch, _WATCH_ONLY)
         try:
-            with _stopping(poller) as signals:
+            with self._stopping(poller) as signals:
                 poller.run_until(ready)
             self.flush()
         finally:
@@ -232,6 +240,33 @@ class Output:
             if watch is not None:
                 poller.unregister(watch)
         return not signals
+
+    @contextmanager
+    def _stopping(self, poller: Poller) -> Iterator[list[int]]:
+        """Have Ctrl-C and SIGTERM stop `poller`; the list says which came. The second is not waited for."""
+        came: list[int] = []
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            came.append(number)
+            if self._reading or len(came) > 1:
+                raise KeyboardInterrupt
+            poller.stop()
+
+        with _handling(stop):
+            try:
+                yield came
+            except KeyboardInterrupt:
+                if len(came) != 1:
+                    raise
+
+    @contextmanager
+    def reading_input(self) -> Iterator[None]:
+        """While something is read that may be long in coming, Ctrl-C ends the reading and not only the loop."""
+        self._reading = True
+        try:
+            yield
+        finally:
+            self._reading = False
 
 
 def _styled(text: str, styles: Iterable[str]) -> str:
@@ -260,21 +295,6 @@ def _watch_reader() -> _Reader | None:
         return _Reader(fd) if stat.S_ISFIFO(os.fstat(fd).st_mode) else None
     except (OSError, ValueError):  # closed, or not a file at all
         return None
-
-
-@contextmanager
-def _stopping(poller: Poller) -> Iterator[list[int]]:
-    """Have Ctrl-C and SIGTERM stop `poller`; the list says which came. The second is not waited for."""
-    came: list[int] = []
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        came.append(number)
-        if len(came) > 1:
-            raise KeyboardInterrupt
-        poller.stop()
-
-    with _handling(stop):
-        yield came
 
 
 @contextmanager
@@ -494,38 +514,41 @@ def _remember(name: str) -> Callable[[click.Context, click.Parameter, bool], Non
     return callback
 
 
-_F = TypeVar("_F", bound=Callable[..., Any])
-
-
-def _flag(name: str, text: str, *spellings: str) -> Callable[[_F], _F]:
-    return click.option(
-        *spellings, is_flag=True, expose_value=False, is_eager=True, callback=_remember(name), help=text
+def _flag(name: str, text: str, *spellings: str) -> click.Option:
+    return click.Option(
+        spellings, is_flag=True, expose_value=False, is_eager=True, callback=_remember(name), help=text
     )
 
 
-def _shared(function: _F) -> _F:
-    """Add the options that stand before a command as well as after it."""
-    for flag in (
-        _flag("debug", "Show where in the program an error came from.", "--debug"),
-        _flag("no_colour", "Use no colours; NO_COLOR and FORCE_COLOR in the environment count too.", "--no-color"),
-        _flag("verbose", "Say more, such as the numbers of errors.", "-v", "--verbose"),
+def _shared() -> list[click.Parameter]:
+    """The options that stand before a command as well as after it."""
+    return [
         _flag("quiet", "Say nothing on stderr but errors.", "-q", "--quiet"),
-    ):
-        function = flag(function)
-    return function
+        _flag("verbose", "Say more, such as the numbers of errors.", "-v", "--verbose"),
+        _flag("no_colour", "Use no colours; NO_COLOR and FORCE_COLOR are obeyed too.", "--no-color"),
+        _flag("debug", "Show where in the program an error came from.", "--debug"),
+    ]
 
 
 _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-@click.group(cls=_Program, name="multicast", context_settings=_HELP)
+_CODES = (
+    "Exit codes: 0 yes; 1 it ran, and the answer is no; 2 usage; 3 the system refused; 4 bad data; 130 interrupted"
+    " before there was an answer."
+)
+
+
+@click.group(cls=_Program, name="multicast", context_settings=_HELP, epilog=_CODES)
 @click.option(
     "-V", "--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version,
     help="Show the version and which engine is in use, then exit.",
 )
-@_shared
 def program() -> None:
     """Send, receive and look into multicast UDP."""
+
+
+program.params.extend(_shared())
 
 
 def run(args: Sequence[str] | None = None) -> int:
@@ -550,10 +573,11 @@ def command(name: str, *, examples: Sequence[str], json: bool = False) -> Callab
         def call(out: Output, /, *args: Any, **kwargs: Any) -> Any:
             return function(out, *args, **kwargs)
 
-        shared: Callable[..., Any] = _shared(call)
+        made = click.command(name, cls=Command, context_settings=_HELP)(call)
+        # What all commands have stands last, so that the help begins with what this one is about.
         if json:
-            shared = _flag("json", "Write JSON, one object to a line.", "-J", "--json")(shared)
-        made = click.command(name, cls=Command, context_settings=_HELP)(shared)
+            made.params.append(_flag("json", "Write JSON, one object to a line.", "-J", "--json"))
+        made.params.extend(_shared())
         made.examples = examples
         return made
 
@@ -561,6 +585,8 @@ def command(name: str, *, examples: Sequence[str], json: bool = False) -> Callab
 
 
 # -- options and their types ---------------------------------------------------------------------------------------
+
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 if TYPE_CHECKING:
     _Type = click.ParamType[Any]

@@ -1,0 +1,611 @@
+"""The commands `send`, `listen` and `interfaces`."""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import repeat
+from typing import Any
+
+import click
+
+from multicast.batch import Address
+from multicast.errors import FilterError, GroupError, MulticastError
+from multicast.interfaces import Interface, interfaces, memberships, resolve, route
+from multicast.listeners import MulticastListener
+from multicast.poller import Poller
+from multicast.senders import Multicaster, SenderStatistics
+from multicast.sockets import Group
+
+from . import COMMANDS
+from .output import (
+    GROUP,
+    RATE,
+    BadData,
+    Exit,
+    Output,
+    Rate,
+    command,
+    count_option,
+    deadline_option,
+    interface_option,
+    interfaces_option,
+    plural,
+    printable,
+    quoted,
+    ttl_option,
+)
+
+# -- send ----------------------------------------------------------------------------------------------------------
+
+_CHUNK = 65536
+
+
+class _Sender(Multicaster):
+    """Sends what is given, or read from a file or a pipe."""
+
+    # The input waits where it is read, so there is nothing to be gained by asking later.
+    _NOTHING = 0.0
+
+    def __init__(self, packets: Iterator[bytes | None], **options: Any) -> None:
+        super().__init__(**options)
+        self._given = packets
+
+    def __iter__(self) -> Iterator[bytes | None]:
+        return self._given
+
+
+class _Input:
+    """A file or pipe that is read as packets, in pieces, whatever its size.
+
+    After each piece comes a None: what was cut from it is sent before the next piece is waited for, which may be long
+    in coming.
+    """
+
+    def __init__(self, out: Output, path: str, as_hex: bool) -> None:
+        self._out = out
+        self._name = "standard input" if path == "-" else path
+        self._hex = as_hex
+        self._fd = 0 if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        if self._fd:
+            os.close(self._fd)
+
+    def _read(self) -> bytes:
+        with self._out.reading_input():
+            try:
+                return os.read(self._fd, _CHUNK)
+            except OSError as error:
+                error.filename = self._name
+                raise
+
+    def lines(self, longest: int) -> Iterator[bytes | None]:
+        """One packet for each line, without its end."""
+        rest, number = b"", 0
+        while chunk := self._read():
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                number += 1
+                yield self._checked(line, number, longest)
+            if len(rest) > 3 * longest:  # even in hexadecimal digits with spaces between
+                self._checked(rest, number + 1, 0)
+            yield None
+        if rest:
+            yield self._checked(rest, number + 1, longest)
+
+    def pieces(self, size: int) -> Iterator[bytes | None]:
+        """Packets of `size` bytes; the last may be shorter."""
+        rest = b""
+        while chunk := self._read():
+            rest += chunk
+            for start in range(0, len(rest) - size + 1, size):
+                yield rest[start : start + size]
+            rest = rest[len(rest) - len(rest) % size :]
+            yield None
+        if rest:
+            yield rest
+
+    def _checked(self, line: bytes, number: int, longest: int) -> bytes:
+        where = f"{self._name}, line {number}"
+        if self._hex and longest:
+            line = _unhex(line.decode("ascii", "replace"), lambda text: BadData(f"{where}: {text}"))
+        if len(line) > longest:
+            raise BadData(f"{where} does not fit in one UDP packet; `--size 1316` cuts by bytes instead of by lines")
+        return line
+
+
+def _unhex(digits: str, problem: Callable[[str], Exception]) -> bytes:
+    """Return the bytes that hexadecimal digits stand for; blanks, colons and 0x between them do not count."""
+    plain = digits.lower().replace("0x", "").replace(":", "").replace(",", "")
+    try:
+        return bytes.fromhex(plain)
+    except ValueError:
+        raise problem(f"{quoted(digits[:60])} is not bytes in hexadecimal digits, such as 02 00 ff 10") from None
+
+
+# What can only have been meant to say where to send, though it is no group: a typing mistake in an address.
+_ADDRESS = re.compile(r"(udp|rtp)://.*|@.*|\[.*|[0-9]+(\.[0-9]+)+(:.*)?", re.IGNORECASE | re.DOTALL)
+
+
+def _destination(words: Sequence[str], other_input: bool) -> tuple[Group, Sequence[str]]:
+    """Return the group, and what remains of the arguments as text."""
+    if not words:
+        return Group(), ()
+    try:
+        return Group.parse(words[0]), words[1:]
+    except GroupError:
+        # One word alone may be a text for the default group, unless it was clearly meant to say where to send.
+        if len(words) > 1 or other_input or _ADDRESS.fullmatch(words[0]):
+            raise
+        return Group(), words
+
+
+@command(
+    "send",
+    json=True,
+    examples=[
+        "multicast send 239.1.2.3:5000 hello",
+        "multicast send '[ff15::1]:5000%eth0' --hex '02 00 ff 10' -c 10 --interval 0.5",
+        "tail -f log | multicast send 239.1.2.3:5000 -",
+    ],
+)
+@click.argument("words", metavar="[GROUP] [TEXT...]", nargs=-1)
+@click.option("-x", "--hex", "as_hex", is_flag=True, help="TEXT, or each line, is bytes in hexadecimal digits.")
+@click.option("-f", "--file", "path", metavar="F", help="Send a packet for each line of F; - is standard input.")
+@click.option("-s", "--size", type=click.IntRange(1, 65507), metavar="N",
+              help="Send the input as it is, in packets of N bytes, instead of by lines.")
+@count_option("Send TEXT N times, or at most N packets of the input.")
+@click.option("--interval", type=click.FloatRange(min=0), metavar="S",
+              help="Seconds from one packet to the next. Without -c, TEXT is sent until Ctrl-C.")
+@click.option("-b", "--rate", type=RATE, metavar="RATE",
+              help="Send so fast: 10m is 10 million bits a second of payload, 500pps is 500 packets a second."
+              " Without -c, TEXT is sent until Ctrl-C.")
+@ttl_option
+@interface_option("Send by this interface: a name, an index or an address.")
+@click.option("--source-ip", "--source", "source_ip", metavar="A", help="Send from this address of this host.")
+@click.option("--source-port", type=click.IntRange(1, 65535), metavar="PORT", help="Send from this port.")
+@click.option("--no-loopback", is_flag=True, help="Listeners on this host do not get the packets.")
+def send(
+    out: Output,
+    words: tuple[str, ...],
+    as_hex: bool,
+    path: str | None,
+    size: int | None,
+    count: int | None,
+    interval: float | None,
+    rate: Rate | None,
+    ttl: int,
+    interface: str | None,
+    source_ip: str | None,
+    source_port: int | None,
+    no_loopback: bool,
+) -> Exit:
+    """Send packets to a group.
+
+    GROUP is written [SOURCE@]ADDRESS[:PORT][%IFACE], with IPv6 in brackets, or a name such as mdns; left out, it is
+    224.0.42.42:4242. The words of TEXT are joined by spaces and sent as one packet; - is standard input, which sends
+    one packet for each line, and so is no TEXT at all, unless standard input is a terminal.
+
+    A single argument is a GROUP if it can be one, otherwise the TEXT. To send a text that looks like a group to the
+    default group, write an empty GROUP before it: multicast send '' mdns
+    """
+    group, text = _destination(words, path is not None)
+    if list(text) == ["-"] and path is None:
+        path, text = "-", ()
+    if path is None and not text:
+        if sys.stdin is None or sys.stdin.isatty():
+            raise click.UsageError(f"there is nothing to send to {group}: give a TEXT, or --file, or - and a pipe")
+        path = "-"
+    if path is not None and text:
+        raise click.UsageError(f"either a TEXT or --file, not both; {quoted(' '.join(text))} is left over")
+    if size is not None and (path is None or as_hex):
+        raise click.UsageError("--size cuts a file or a pipe by bytes, so it goes with --file or -, and without --hex")
+    if rate is not None and interval is not None:
+        raise click.UsageError("--rate and --interval both say how fast to send; give one of them")
+    if source_ip is None and len(group.sources) == 1:
+        source_ip = group.sources[0]  # who listens to SOURCE@GROUP hears nothing else
+    if interface is None and group.interfaces:
+        if len(group.interfaces) > 1:
+            raise click.UsageError(f"packets leave by one interface, so name one, not {','.join(group.interfaces)}")
+        (interface,) = group.interfaces
+    if rate is not None and rate.packets is not None:
+        interval = 1 / rate.packets
+
+    given: _Input | None = None
+    packets: Iterator[bytes | None]
+    if path is None:
+        joined = " ".join(text)
+        packet = _unhex(joined, lambda text: click.BadParameter(text, param_hint="TEXT")) if as_hex else joined.encode()
+        endless = count is None and bool(interval or rate)
+        packets = repeat(packet) if endless else repeat(packet, count or 1)
+    else:
+        given = _Input(out, path, as_hex)
+        endless = False
+        packets = given.lines(group.longest) if size is None else given.pieces(size)
+        if count is not None:
+            packets = _first(packets, count)
+    began = time.monotonic()
+    try:
+        with Poller() as poller:
+            sender = _Sender(
+                packets,
+                ip=group.address,
+                port=group.port,
+                ttl=ttl,
+                interface=interface,
+                source_ip=source_ip,
+                source_port=source_port or 0,
+                loopback=not no_loopback,
+                rate=None if rate is None else rate.bits,
+                interval=interval or 0,
+                poller=poller,
+            )
+            by, source = _way(group, ttl, interface, source_ip)
+            try:
+                finished = out.drive(poller, lambda: sender.closed, writes=False)
+            finally:
+                sent = sender.statistics()
+                if sent.packets or sender.closed:
+                    _tell(out, sent, group, by, source, ttl, time.monotonic() - began)
+    finally:
+        if given is not None:
+            given.close()
+    return Exit.YES if finished or (endless and sent.packets) else Exit.INTERRUPTED
+
+
+def _tell(
+    out: Output, sent: SenderStatistics, group: Group, by: str | None, source: str | None, ttl: int, seconds: float
+) -> None:
+    """Say what was sent, with what is known of its way."""
+    if out.json:
+        out.event(
+            "summary",
+            packets=sent.packets,
+            bytes=sent.bytes,
+            group=group.address,
+            port=group.port,
+            source=source,
+            interface=by,
+            ttl=ttl,
+            seconds=round(seconds, 6),
+        )
+        return
+    text = f"sent {plural(sent.packets, 'packet')}, {plural(sent.bytes, 'byte')}"
+    text += f", to {_where(group.address, group.port)}"
+    if source:
+        text += f" from {source}"
+    if by:
+        text += f" by {printable(by)}"
+    out.say(f"{text}, ttl {ttl}")
+
+
+def _first(packets: Iterator[bytes | None], count: int) -> Iterator[bytes | None]:
+    """Return packets up to the given number of them, with the pauses between."""
+    for packet in packets:
+        yield packet
+        if packet is not None:
+            count -= 1
+            if not count:
+                return
+
+
+def _way(group: Group, ttl: int, interface: str | None, source_ip: str | None) -> tuple[str | None, str | None]:
+    """Return the interface that packets to `group` leave by and the address they come from, where we know them.
+
+    `open_sender` says what decides; the routes are asked as they are now.
+    """
+    here = interfaces()
+    loopback = next((one for one in here if one.loopback), None)
+    by: Interface | None = None
+    try:
+        if ttl == 0:
+            by = loopback
+        elif interface is not None:
+            by = resolve(interface, here)
+        elif source_ip is not None:
+            by = resolve(source_ip, here)
+        if by is None:
+            way = route(group.address)
+            if way is None:
+                by = loopback
+            else:
+                return way.interface, source_ip or way.source
+        if source_ip is None and by is not None:
+            if interface in by.addresses:
+                return by.name, interface
+            way = route(group.address, by.index)
+            return by.name, None if way is None else way.source
+    except (MulticastError, OSError):
+        return None, source_ip  # what can be wrong here, sending has told or will tell
+    return (None if by is None else by.name), source_ip
+
+
+# -- listen --------------------------------------------------------------------------------------------------------
+
+# What a slow terminal or disk may be behind before the kernel drops packets: two seconds of a 16 Mbit/s stream. The
+# kernel may grant less; what it drops is counted and reported.
+_RCVBUF = 4 << 20
+# Forged sources must not fill the memory; nobody needs to tell more apart.
+_MOST_SOURCES = 100_000
+# How much of a packet a line shows of itself; -x, --json and --raw have all of it.
+_TEXT_SHOWN, _BYTES_SHOWN = 1000, 32
+
+
+def _where(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def _readable(packet: bytes) -> str | None:
+    """Return the packet as text when it is UTF-8 and mostly visible; None when hexadecimal digits say more."""
+    try:
+        text = packet.decode()
+    except UnicodeDecodeError:
+        return None
+    hidden = sum(not (character.isprintable() or character in "\t\r\n") for character in text)
+    return None if 4 * hidden > len(text) else text
+
+
+def _shown(packet: bytes) -> str:
+    text = _readable(packet)
+    if text is not None:
+        return quoted(text) if len(text) <= _TEXT_SHOWN else quoted(text[:_TEXT_SHOWN]) + " ..."
+    if len(packet) > _BYTES_SHOWN:
+        return packet[:_BYTES_SHOWN].hex(" ") + " ..."
+    return packet.hex(" ")
+
+
+class _Listening:
+    """What one run of `listen` has seen, over all its groups."""
+
+    def __init__(self, out: Output, form: str, count: int | None) -> None:
+        self._out = out
+        self._form = form
+        self._count = count
+        self.width = 0
+        self.packets = 0
+        self.bytes = 0
+        self.sources: set[str] = set()
+        self.began = time.monotonic()
+        self._second, self._clock = 0, ""
+
+    @property
+    def enough(self) -> bool:
+        return self._count is not None and self.packets >= self._count
+
+    def handle(self, packet: bytes, addr: Address, port: int) -> bool:
+        """Show a packet; return whether it was the last that was wanted."""
+        if self.enough:
+            return True
+        self.packets += 1
+        self.bytes += len(packet)
+        if len(self.sources) < _MOST_SOURCES:
+            self.sources.add(addr.host)
+        form = self._form
+        if form == "raw":
+            self._out.raw(packet)
+        elif form == "json":
+            self._write_json(packet, addr, port)
+        else:
+            shown = packet.hex(" ") if form == "hex" else _shown(packet)
+            self._write_line(packet, addr, port, shown)
+        return self.enough
+
+    def _write_json(self, packet: bytes, addr: Address, port: int) -> None:
+        try:
+            payload = {"text": packet.decode()}
+        except UnicodeDecodeError:
+            payload = {"base64": base64.b64encode(packet).decode()}
+        self._out.event(
+            "packet",
+            time_ns=addr.timestamp or time.time_ns(),
+            interface=addr.interface,
+            source=addr.host,
+            source_port=addr.port,
+            group=addr.group,
+            port=port,
+            ttl=addr.ttl,
+            length=len(packet),
+            **payload,
+        )
+
+    def _write_line(self, packet: bytes, addr: Address, port: int, shown: str) -> None:
+        second, nanoseconds = divmod(addr.timestamp or time.time_ns(), 1_000_000_000)
+        if second != self._second:
+            self._second, self._clock = second, time.strftime("%H:%M:%S", time.localtime(second))
+        style = self._out.style
+        when = style(f"{self._clock}.{nanoseconds // 1000:06d}", "dim")
+        name = printable(addr.interface or "?").ljust(self.width)
+        way = f"{style(_where(addr.host, addr.port), 'cyan')} > {_where(addr.group or '?', port)}"
+        self._out.line(f"{when} {name}  {way}  ttl {addr.ttl}  len {len(packet)}  {shown}".rstrip())
+
+
+class _Printer(MulticastListener):
+    """Listens to one of the groups."""
+
+    def __init__(self, listening: _Listening, **options: Any) -> None:
+        super().__init__(**options)
+        self._listening = listening
+
+    def handle_packet(self, packet: bytes, addr: Address) -> object:
+        return self._listening.handle(packet, addr, self.group.port)
+
+    @property
+    def joined(self) -> str:
+        """Where the group is joined, for people."""
+        places = []
+        for interface in self.interfaces:
+            address = interface.ipv6 if ":" in self.group.address else interface.ipv4
+            places.append(printable(interface.name) + (f" ({address})" if address else ""))
+        sources = ",".join(self.group.sources) + "@" if self.group.sources else ""
+        return f"joined {sources}{self.group.address} on {', '.join(places)}; waiting on port {self.group.port}"
+
+
+@contextmanager
+def _wording(option: str) -> Iterator[None]:
+    """Say of a wrong expression what is wrong with it; the rest of the message is for programmers."""
+    try:
+        yield
+    except FilterError as error:
+        raise click.UsageError(f"{option}: {str(error).partition(';')[0]}") from None
+
+
+@command(
+    "listen",
+    json=True,
+    examples=[
+        "multicast listen 239.1.2.3:5000",
+        "multicast listen 10.0.0.5@232.1.1.1:5000 -i eth0 --raw > stream.ts",
+        "multicast listen ssdp mdns -w 10 --expect 1 --json",
+    ],
+)
+@click.argument("groups", metavar="[GROUP...]", nargs=-1, type=GROUP)
+@click.option("--filter", "expression", metavar="REGEX",
+              help="Only packets that match this regular expression at their start; .* first finds it anywhere.")
+@click.option("-x", "--hex", "as_hex", is_flag=True, help="Show all bytes of each packet in hexadecimal digits.")
+@click.option("--raw", is_flag=True, help="Write the payloads to standard output, and nothing else.")
+@count_option("Stop after N packets.")
+@deadline_option("Stop after so many seconds.")
+@click.option("--expect", type=click.IntRange(min=1), metavar="N",
+              help="Exit with 1 when fewer than N packets came. With neither -c nor -w, stop when they have come.")
+@interfaces_option("Listen on this interface: a name, an index, an address, several with commas or by several -i, or"
+                   " all. Left out, all that are up and can do multicast.")
+def listen(
+    out: Output,
+    groups: tuple[Group, ...],
+    expression: str | None,
+    as_hex: bool,
+    raw: bool,
+    count: int | None,
+    deadline: float | None,
+    expect: int | None,
+    interfaces: list[str] | None,
+) -> Exit:
+    """Print what arrives from groups, one line for each packet.
+
+    GROUP is written [SOURCE[,SOURCE]@]ADDRESS[:PORT][%IFACE], with IPv6 in brackets, or a name: ssdp mdns llmnr wsd
+    knx coap ptp sap lcm sacn/N. Left out, it is 224.0.42.42:4242. URLs as VLC and ffmpeg take them, such as
+    udp://@239.1.1.1:5000, are understood.
+    """
+    if raw + as_hex + out.json > 1:
+        raise click.UsageError("--raw, --hex and --json are three ways to write a packet; choose one")
+    if raw and sys.stdout.isatty():
+        raise click.UsageError("--raw writes what peers send as it is, and no terminal should get that: add > FILE")
+    form = "raw" if raw else "hex" if as_hex else "json" if out.json else "line"
+    wanted = expect if count is None and deadline is None else count
+    listening = _Listening(out, form, wanted)
+    with Poller() as poller:
+        with _wording("--filter"):
+            printers = [
+                _Printer(
+                    listening,
+                    filter=expression,
+                    ip=group.address,
+                    port=group.port,
+                    mtu=65535,
+                    interface=interfaces or list(group.interfaces) or None,
+                    sources=group.sources,
+                    rcvbuf=_RCVBUF,
+                    details=True,
+                    poller=poller,
+                )
+                for group in dict.fromkeys(groups or (Group(),))
+            ]
+        names = [printable(interface.name) for printer in printers for interface in printer.interfaces]
+        listening.width = max(map(len, names))
+        for printer in printers:
+            out.say(printer.joined + (", Ctrl-C to stop" if wanted is None and deadline is None else ""))
+        listening.began = time.monotonic()
+        finished = out.drive(poller, lambda: listening.enough, deadline)
+        seconds = time.monotonic() - listening.began
+        counts = [printer.statistics() for printer in printers]
+    dropped = sum(one.dropped for one in counts)
+    filtered = sum(one.filtered for one in counts)
+    if out.json:
+        out.event(
+            "summary",
+            packets=listening.packets,
+            bytes=listening.bytes,
+            sources=len(listening.sources),
+            seconds=round(seconds, 6),
+            dropped=dropped,
+            filtered=filtered,
+        )
+    if listening.packets or dropped:
+        out.say(_summary(listening, seconds, filtered, dropped))
+    else:
+        out.say(_nothing(groups, seconds, filtered, expression))
+    if listening.packets >= (1 if expect is None else expect):
+        return Exit.YES
+    if expect is not None and listening.packets:
+        out.say(f"{plural(expect, 'packet')} {'was' if expect == 1 else 'were'} expected")
+    return Exit.NO if finished else Exit.INTERRUPTED
+
+
+def _summary(listening: _Listening, seconds: float, filtered: int, dropped: int) -> str:
+    text = (
+        f"{plural(listening.packets, 'packet')}, {plural(listening.bytes, 'byte')},"
+        f" {plural(len(listening.sources), 'source')}, {seconds:.1f} s;"
+        + (f" {plural(filtered, 'packet')} refused by the filter," if filtered else "")
+        + f" kernel dropped {dropped}"
+    )
+    if dropped:
+        text += ". They came faster than they could be written; a larger net.core.rmem_max helps over short peaks"
+    return text
+
+
+def _nothing(groups: Sequence[Group], seconds: float, filtered: int, expression: str | None) -> str:
+    if filtered:
+        return f"{plural(filtered, 'packet')} arrived in {seconds:.1f} s, and none matched {quoted(expression or '')}."
+    text = f"nothing arrived in {seconds:.3g} s."
+    if "doctor" in COMMANDS:
+        text += f" Next: multicast doctor {groups[0] if groups else Group()}"
+    return text
+
+
+# -- interfaces ----------------------------------------------------------------------------------------------------
+
+
+@command(
+    "interfaces",
+    json=True,
+    examples=["multicast interfaces", "multicast interfaces --json", "multicast interfaces | grep 239.1.2.3"],
+)
+def show_interfaces(out: Output) -> Exit:
+    """Show the network interfaces of this host, and which groups are joined there.
+
+    A group that more than one socket has joined is followed by how many. The kernel joins some by itself, such as
+    224.0.0.1 and ff02::1.
+    """
+    joined = memberships()
+    rows = []
+    for one in interfaces():
+        groups = [(each.group, each.users) for each in joined if each.interface == one.name]
+        if out.json:
+            out.event(
+                "interface",
+                index=one.index,
+                name=one.name,
+                addresses=one.addresses,
+                up=one.up,
+                carrier=one.running,
+                multicast=one.multicast or one.loopback,
+                loopback=one.loopback,
+                mtu=one.mtu,
+                groups=[{"group": group, "users": users} for group, users in groups],
+            )
+            continue
+        state = "down" if not one.up else "up" if one.running else "no carrier"
+        able = "yes" if one.multicast or one.loopback else "no"
+        texts = [group if users == 1 else f"{group} x{users}" for group, users in groups]
+        for number in range(max(1, len(one.addresses), len(texts))):
+            about = (str(one.index), one.name, state, able, str(one.mtu)) if number == 0 else ("",) * 5
+            rows.append((*about, *("".join(column[number : number + 1]) for column in (one.addresses, texts))))
+    if not out.json:
+        out.table(("INDEX", "NAME", "STATE", "MULTICAST", "MTU", "ADDRESSES", "GROUPS JOINED"), rows)
+    return Exit.YES
