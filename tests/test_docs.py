@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import itertools
 import re
@@ -57,6 +58,24 @@ def test_the_program_of_the_tutorial_prints_what_it_says() -> None:
     )
     # Which of two listeners hears a packet first is the kernel's choice.
     assert sorted(done.stdout.splitlines()) == sorted((DOCS / "tutorial" / "station.txt").read_text().splitlines())
+
+
+def strings(path: Path) -> Iterator[str]:
+    """Return the texts written in a program, with a mark for what is filled in."""
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "\0" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield re.sub(r"%[ds]", "\0", node.value)
+
+
+def test_the_messages_explained_are_those_given() -> None:
+    given = "\n".join(text for path in test_frame.modules() for text in strings(path))
+    explained = re.findall(r"\*\*(.+?)\*\*", (DOCS / "errors.rst").read_text())
+    assert len(explained) > 40
+    filled_in = r"\b(?:[A-Z]{2,}|N|M|IPv[46])\b|\.\.\.|-1"
+    parts = [part.strip(" ,.") for message in explained for part in re.split(filled_in, message)]
+    assert not [part for part in parts if len(part) > 4 and part not in given]
 
 
 def test_the_picture_of_the_layers_has_every_room_on_its_level() -> None:
