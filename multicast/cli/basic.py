@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import repeat
 from typing import Any
 
 import click
 
 from multicast.batch import Address
-from multicast.errors import FilterError, GroupError, MulticastError
+from multicast.errors import MulticastError
 from multicast.interfaces import Interface, interfaces, memberships, resolve, route
 from multicast.listeners import MulticastListener
 from multicast.poller import Poller
@@ -33,12 +30,17 @@ from .output import (
     command,
     count_option,
     deadline_option,
+    destination,
     interface_option,
     interfaces_option,
+    payload,
     plural,
     printable,
     quoted,
+    shown,
     ttl_option,
+    where,
+    wording,
 )
 
 # -- send ----------------------------------------------------------------------------------------------------------
@@ -129,23 +131,6 @@ def _unhex(digits: str, problem: Callable[[str], Exception]) -> bytes:
         raise problem(f"{quoted(digits[:60])} is not bytes in hexadecimal digits, such as 02 00 ff 10") from None
 
 
-# What can only have been meant to say where to send, though it is no group: a typing mistake in an address.
-_ADDRESS = re.compile(r"(udp|rtp)://.*|@.*|\[.*|[0-9]+(\.[0-9]+)+(:.*)?", re.IGNORECASE | re.DOTALL)
-
-
-def _destination(words: Sequence[str], other_input: bool) -> tuple[Group, Sequence[str]]:
-    """Return the group, and what remains of the arguments as text."""
-    if not words:
-        return Group(), ()
-    try:
-        return Group.parse(words[0]), words[1:]
-    except GroupError:
-        # One word alone may be a text for the default group, unless it was clearly meant to say where to send.
-        if len(words) > 1 or other_input or _ADDRESS.fullmatch(words[0]):
-            raise
-        return Group(), words
-
-
 @command(
     "send",
     json=True,
@@ -195,7 +180,7 @@ def send(
     A single argument is a GROUP if it can be one, otherwise the TEXT. To send a text that looks like a group to the
     default group, write an empty GROUP before it: multicast send '' mdns
     """
-    group, text = _destination(words, path is not None)
+    group, text = destination(words, path is not None)
     if list(text) == ["-"] and path is None:
         path, text = "-", ()
     if path is None and not text:
@@ -277,7 +262,7 @@ def _tell(
         )
         return
     text = f"sent {plural(sent.packets, 'packet')}, {plural(sent.bytes, 'byte')}"
-    text += f", to {_where(group.address, group.port)}"
+    text += f", to {where(group.address, group.port)}"
     if source:
         text += f" from {source}"
     if by:
@@ -333,31 +318,6 @@ def _way(group: Group, ttl: int, interface: str | None, source_ip: str | None) -
 _RCVBUF = 4 << 20
 # Forged sources must not fill the memory; nobody needs to tell more apart.
 _MOST_SOURCES = 100_000
-# How much of a packet a line shows of itself; -x, --json and --raw have all of it.
-_TEXT_SHOWN, _BYTES_SHOWN = 1000, 32
-
-
-def _where(address: str, port: int) -> str:
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-
-
-def _readable(packet: bytes) -> str | None:
-    """Return the packet as text when it is UTF-8 and mostly visible; None when hexadecimal digits say more."""
-    try:
-        text = packet.decode()
-    except UnicodeDecodeError:
-        return None
-    hidden = sum(not (character.isprintable() or character in "\t\r\n") for character in text)
-    return None if 4 * hidden > len(text) else text
-
-
-def _shown(packet: bytes) -> str:
-    text = _readable(packet)
-    if text is not None:
-        return quoted(text) if len(text) <= _TEXT_SHOWN else quoted(text[:_TEXT_SHOWN]) + " ..."
-    if len(packet) > _BYTES_SHOWN:
-        return packet[:_BYTES_SHOWN].hex(" ") + " ..."
-    return packet.hex(" ")
 
 
 class _Listening:
@@ -392,15 +352,10 @@ class _Listening:
         elif form == "json":
             self._write_json(packet, addr, port)
         else:
-            shown = packet.hex(" ") if form == "hex" else _shown(packet)
-            self._write_line(packet, addr, port, shown)
+            self._write_line(packet, addr, port, packet.hex(" ") if form == "hex" else shown(packet))
         return self.enough
 
     def _write_json(self, packet: bytes, addr: Address, port: int) -> None:
-        try:
-            payload = {"text": packet.decode()}
-        except UnicodeDecodeError:
-            payload = {"base64": base64.b64encode(packet).decode()}
         self._out.event(
             "packet",
             time_ns=addr.timestamp or time.time_ns(),
@@ -411,18 +366,18 @@ class _Listening:
             port=port,
             ttl=addr.ttl,
             length=len(packet),
-            **payload,
+            **payload(packet),
         )
 
-    def _write_line(self, packet: bytes, addr: Address, port: int, shown: str) -> None:
+    def _write_line(self, packet: bytes, addr: Address, port: int, text: str) -> None:
         second, nanoseconds = divmod(addr.timestamp or time.time_ns(), 1_000_000_000)
         if second != self._second:
             self._second, self._clock = second, time.strftime("%H:%M:%S", time.localtime(second))
         style = self._out.style
         when = style(f"{self._clock}.{nanoseconds // 1000:06d}", "dim")
         name = printable(addr.interface or "?").ljust(self.width)
-        way = f"{style(_where(addr.host, addr.port), 'cyan')} > {_where(addr.group or '?', port)}"
-        self._out.line(f"{when} {name}  {way}  ttl {addr.ttl}  len {len(packet)}  {shown}".rstrip())
+        way = f"{style(where(addr.host, addr.port), 'cyan')} > {where(addr.group or '?', port)}"
+        self._out.line(f"{when} {name}  {way}  ttl {addr.ttl}  len {len(packet)}  {text}".rstrip())
 
 
 class _Printer(MulticastListener):
@@ -444,15 +399,6 @@ class _Printer(MulticastListener):
             places.append(printable(interface.name) + (f" ({address})" if address else ""))
         sources = ",".join(self.group.sources) + "@" if self.group.sources else ""
         return f"joined {sources}{self.group.address} on {', '.join(places)}; waiting on port {self.group.port}"
-
-
-@contextmanager
-def _wording(option: str) -> Iterator[None]:
-    """Say of a wrong expression what is wrong with it; the rest of the message is for programmers."""
-    try:
-        yield
-    except FilterError as error:
-        raise click.UsageError(f"{option}: {str(error).partition(';')[0]}") from None
 
 
 @command(
@@ -500,7 +446,7 @@ def listen(
     wanted = expect if count is None and deadline is None else count
     listening = _Listening(out, form, wanted)
     with Poller() as poller:
-        with _wording("--filter"):
+        with wording("--filter"):
             printers = [
                 _Printer(
                     listening,

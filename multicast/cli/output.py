@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import base64
 import difflib
 import enum
 import importlib
@@ -47,14 +48,19 @@ __all__ = [
     "command",
     "count_option",
     "deadline_option",
+    "destination",
     "interface_option",
     "interfaces_option",
+    "payload",
     "plural",
     "printable",
     "program",
     "quoted",
     "run",
+    "shown",
     "ttl_option",
+    "where",
+    "wording",
 ]
 
 
@@ -113,6 +119,43 @@ def quoted(text: str) -> str:
 def plural(number: int, noun: str) -> str:
     """Return number and noun, as "1 packet", "2 packets", "12 431 packets"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}".replace(",", " ")
+
+
+# How much of a packet a line shows of itself; -x, --json and --raw have all of it.
+_TEXT_SHOWN, _BYTES_SHOWN = 1000, 32
+
+
+def where(address: str, port: int) -> str:
+    """Return address and port as they are written and pasted, with IPv6 in brackets."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def _readable(packet: bytes) -> str | None:
+    """Return the packet as text when it is UTF-8 and mostly visible; None when hexadecimal digits say more."""
+    try:
+        text = packet.decode()
+    except UnicodeDecodeError:
+        return None
+    hidden = sum(not (character.isprintable() or character in "\t\r\n") for character in text)
+    return None if 4 * hidden > len(text) else text
+
+
+def shown(packet: bytes) -> str:
+    """Return a packet for a line: its text between quotation marks, or its bytes in hexadecimal digits."""
+    text = _readable(packet)
+    if text is not None:
+        return quoted(text) if len(text) <= _TEXT_SHOWN else quoted(text[:_TEXT_SHOWN]) + " ..."
+    if len(packet) > _BYTES_SHOWN:
+        return packet[:_BYTES_SHOWN].hex(" ") + " ..."
+    return packet.hex(" ")
+
+
+def payload(packet: bytes) -> dict[str, str]:
+    """Return the field of a JSON object that has the bytes of a packet: `text` if they are UTF-8, else `base64`."""
+    try:
+        return {"text": packet.decode()}
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(packet).decode()}
 
 
 # -- where it goes -------------------------------------------------------------------------------------------------
@@ -681,3 +724,31 @@ def ttl_option(function: _F) -> _F:
         "-t", "--ttl", type=click.IntRange(0, 255), default=1, show_default=True, metavar="TTL",
         help="How far packets go: 0 this host, 1 this subnet, 32 this site, 255 anywhere.",
     )(function)
+
+
+# -- arguments -----------------------------------------------------------------------------------------------------
+
+# What can only have been meant to say where to send, though it is no group: a typing mistake in an address.
+_ADDRESS = re.compile(r"(udp|rtp)://.*|@.*|\[.*|[0-9]+(\.[0-9]+)+(:.*)?", re.IGNORECASE | re.DOTALL)
+
+
+def destination(words: Sequence[str], other_input: bool) -> tuple[Group, Sequence[str]]:
+    """Return the group, and what remains of the arguments as text."""
+    if not words:
+        return Group(), ()
+    try:
+        return Group.parse(words[0]), words[1:]
+    except errors.GroupError:
+        # One word alone may be a text for the default group, unless it was clearly meant to say where to send.
+        if len(words) > 1 or other_input or _ADDRESS.fullmatch(words[0]):
+            raise
+        return Group(), words
+
+
+@contextmanager
+def wording(option: str) -> Iterator[None]:
+    """Say of a wrong expression what is wrong with it; the rest of the message is for programmers."""
+    try:
+        yield
+    except errors.FilterError as error:
+        raise click.UsageError(f"{option}: {str(error).partition(';')[0]}") from None
