@@ -33,7 +33,8 @@ from .errors import (
 )
 from .interfaces import Interface
 from .listeners import DatagramListener, Inbox, MulticastListener, Statistics, listen
-from .poller import Dispatcher, HasFileno, Poller, Timer, _defaultPoller
+from .poller import Dispatcher, HasFileno, Poller, Timer
+from .poller import _defaultPoller as _defaultPoller
 from .senders import Multicaster, SenderStatistics, sendto
 from .sockets import Group, Scope
 

@@ -8,7 +8,8 @@ Facts about epoll(7) that decide the shape of this file:
 * Errors and hang-ups are reported unasked, in any mixture with the rest. They count as "readable and writable":
   the handler meets the error in its own system call, where it has a name and a place.
 * A closed descriptor leaves the set by itself, unless a copy of it (dup, fork) lives on: then it goes on
-  reporting for ever and cannot be removed by any call. The only cure is a new set, so we build one.
+  reporting for ever and cannot be removed by any call. The only cure is a new set, so we build one. What
+  the outside knows as our descriptor is therefore a set of its own, whose one member is the set in use.
 * The timeout of epoll_wait counts milliseconds, rounded up. Timers that must be finer wait on a timerfd in the
   same set. That also makes the descriptor of the set readable when a timer is due, which is all that another
   event loop needs to drive a poller from outside.
@@ -31,6 +32,7 @@ import struct
 import sys
 import time
 import weakref
+from _thread import allocate_lock, get_ident
 from abc import ABCMeta
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -45,6 +47,10 @@ _WRITE = select.EPOLLOUT
 _FAULT = select.EPOLLERR | select.EPOLLHUP
 _READABLE = _READ | select.EPOLLRDHUP
 _PURGE = 64
+# Longer waits are cut to this many seconds, for the sake of the system calls; nobody notices the turn in between.
+_FAR = 1_000_000
+# Every so many polls, look whether what is ready is still open.
+_AUDIT = 256
 
 
 @runtime_checkable
@@ -122,7 +128,7 @@ class _Alarm:
 
     def set(self, delay: float) -> None:
         """Become readable in `delay` seconds; 0 or less means as soon as can be."""
-        nanoseconds = max(1, int(delay * 1e9))
+        nanoseconds = max(1, int(min(delay, _FAR) * 1e9))
         if sys.version_info >= (3, 13):
             os.timerfd_settime_ns(self.fd, initial=nanoseconds)
         else:
@@ -162,6 +168,7 @@ class Poller:
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._epoll: select.epoll | None = None
+        self._face: select.epoll | None = None  # what fileno() gives; its one member is the set
         self._wakefd = -1
         self._alarm: _Alarm | None = None
         self._helpers: dict[int, HasFileno] = {}
@@ -171,10 +178,16 @@ class Poller:
         self._timers: list[tuple[float, int, Timer]] = []
         self._purge = _PURGE
         self._order = itertools.count()
+        self._late: dict[_Registration, None] = {}  # whom an error kept from their turn, in order
+        self._stale = False  # the set is to be made anew
+        self._odd: set[int] = set()  # numbers that were closed before they were removed from the set
+        self._turn = 0
         self._sleeping = False
         self._stopped = False
+        self._stops = 0  # a count, so that a stop is not undone for loops that run already
+        self._driver: int | None = None  # the thread that is in poll() or loop()
         self._closing = False
-        self._exposed = False
+        self._closing_lock = allocate_lock()
         _pollers.add(self)
 
     def __repr__(self) -> str:
@@ -210,11 +223,18 @@ class Poller:
         interest = self._interest(fd, flags)
         epoll = self._epoll or self._open()
         present = self._table.get(number)
-        if present is not None and present.target is fd:
-            self.modify(fd, flags)
-            return
         try:
-            epoll.register(number, interest)
+            if present is not None and present.target is fd:
+                before, present.flags = present.flags, interest
+                try:
+                    self._watch(present)
+                except OSError:
+                    present.flags = before
+                    raise
+                self._stopped = False
+                return
+            # Without events for now: another thread may be polling, and could meet them before the table is ready.
+            epoll.register(number, select.EPOLLONESHOT)
         except OSError as error:
             other = "" if present is None else repr(present.target)
             raise advise(error, "register", other=other) from None
@@ -224,6 +244,9 @@ class Poller:
             held_by.unregister(fd)
         if present is not None:  # closed behind our back; its number came round again
             self._forget(present)
+            self._odd.add(number)
+        if number in self._odd:  # a copy of what had the number before may live on
+            self._stale = True
         registration = _Registration(number, fd, interest)
         self._table[number] = registration
         _owners[id(fd)] = weakref.ref(self)
@@ -231,9 +254,20 @@ class Poller:
         if isinstance(fd, Dispatcher):
             fd.poller = self
             fd._attached()
-        if getattr(fd, "pending", 0):
-            self._revisit[registration] = None
-            self._wake()
+            if getattr(fd, "pending", False):
+                self._revisit[registration] = None
+                self._wake()
+        self._watch(registration)
+
+    def _watch(self, registration: _Registration) -> None:
+        """Have the set report what a row of the table asks for."""
+        epoll = self._epoll or self._open()
+        try:
+            epoll.modify(registration.fd, registration.flags)
+        except FileNotFoundError:
+            # Closed and opened afresh, and the number happens to be the same; or the set was made anew this moment.
+            epoll.register(registration.fd, registration.flags)
+            self._stale = True
 
     def add_helper(self, fd: HasFileno) -> None:
         """Call `fd.handle_read()` when `fd` is readable, as for one registered, but do not count it.
@@ -241,8 +275,9 @@ class Poller:
         For objects that serve registered ones: `polling` and `len` do not see them, so they keep no loop running.
         """
         number = self._number(fd)
-        (self._epoll or self._open()).register(number, select.EPOLLIN)
-        self._helpers[number] = fd
+        epoll = self._epoll or self._open()
+        self._helpers[number] = fd  # first, for another thread may be polling
+        epoll.register(number, select.EPOLLIN)
 
     def helper(self, kind: type[_Helper]) -> _Helper | None:
         """Return the helper of this kind, or None where there is none yet."""
@@ -282,7 +317,7 @@ class Poller:
                 self._epoll.unregister(registration.fd)
             except (OSError, ValueError):
                 # Closed before: the kernel has dropped it, or a copy keeps it and poll() will notice.
-                pass
+                self._odd.add(registration.fd)
 
     def revisit(self, fd: HasFileno) -> None:
         """Call `fd.handle_read()` in the next `poll`, whether or not the kernel has news of it.
@@ -292,21 +327,21 @@ class Poller:
         registration = self._find(fd)
         if registration is not None:
             self._revisit[registration] = None
-            if self._exposed:
+            if self._face is not None:
                 self._wake()
 
     def _find(self, fd: HasFileno | int) -> _Registration | None:
         if isinstance(fd, int):
             return self._table.get(fd)
+        owner = _owners.get(id(fd))
+        if owner is None or owner() is not self:
+            return None
         try:
             registration = self._table.get(fd.fileno())
         except (OSError, ValueError):
             registration = None
         if registration is not None and registration.target is fd:
             return registration
-        owner = _owners.get(id(fd))
-        if owner is None or owner() is not self:
-            return None
         # Its descriptor is closed or changed: only the object itself tells which row is its own.
         return next((row for row in self._table.values() if row.target is fd), None)
 
@@ -314,6 +349,7 @@ class Poller:
         if self._table.get(registration.fd) is registration:
             del self._table[registration.fd]
         self._revisit.pop(registration, None)
+        self._late.pop(registration, None)
         _owners.pop(id(registration.target), None)
         if isinstance(registration.target, Dispatcher):
             registration.target._detached(self)
@@ -358,20 +394,22 @@ class Poller:
 
     def call_at(self, when: float, callback: Callable[..., object], *args: Any) -> Timer:
         """Call `callback(*args)` when `time()` has reached `when`, in seconds; return the `Timer`."""
+        if when != when:
+            raise ArgumentError(f"when must be a time in seconds, not {when!r}")
         timer = Timer(when, callback, args)
         if len(self._timers) >= self._purge:  # cancelled timers stay in the heap; no more of them than live ones
             self._timers = [entry for entry in self._timers if entry[2].active]
             heapq.heapify(self._timers)
             self._purge = max(_PURGE, 2 * len(self._timers))
         heapq.heappush(self._timers, (when, next(self._order), timer))
-        if self._exposed or self._sleeping:
+        if self._face is not None or self._sleeping:
             self._arm()
         return timer
 
     def call_soon(self, callback: Callable[..., object], *args: Any) -> None:
         """Call `callback(*args)` in the next `poll`. May be called from any thread; a waiting poll wakes."""
         self._calls.append((callback, args))
-        if self._sleeping or self._exposed:
+        if self._sleeping or self._face is not None:
             self._wake()
 
     def _next_deadline(self) -> float | None:
@@ -412,12 +450,48 @@ class Poller:
         rounded up to whole milliseconds. What a handler raises is given to the object's `handle_error`, or leaves
         `poll` where it has none; nothing is lost by that, the next `poll` goes on where this one ended.
         """
-        if timeout is not None and not timeout >= 0:
-            raise ArgumentError(f"timeout must be None or 0 or more seconds, not {timeout!r}")
+        if timeout is not None and not 0 <= timeout <= _FAR:
+            if not timeout > _FAR:
+                raise ArgumentError(f"timeout must be None or 0 or more seconds, not {timeout!r}")
+            timeout = _FAR
+        outer, self._driver = self._driver, get_ident()
+        try:
+            ready = self._wait(timeout)
+            if ready is None:  # closed meanwhile
+                return
+            queue = iter(ready)
+            try:
+                if self._late:
+                    queue = self._catch_up(ready)
+                if self._calls or self._timers or self._revisit:
+                    self._run_due()
+                table = self._table
+                for registration, mask in queue:
+                    if table.get(registration.fd) is registration:
+                        self._dispatch(registration, mask)
+            except BaseException:
+                self._late.update((registration, None) for registration, _ in queue)
+                raise
+            finally:
+                if self._face is not None:
+                    self._arm()
+                    if self._calls or self._revisit:
+                        self._wake()
+            if self._stale:
+                self._rebuild()
+        finally:
+            self._driver = outer
+            if outer is None and self._closing:
+                self._close()
+
+    def _wait(self, timeout: float | None) -> list[tuple[_Registration, int]] | None:
+        """Wait for events; return those of registered objects, or None when the poller is being closed."""
+        if self._closing:
+            return None
         epoll = self._epoll or self._open()
         self._sleeping = True  # from here on other threads wake us, so what they add is seen now or by a wake-up
         try:
-            if self._calls or self._revisit:
+            if self._calls or self._revisit or self._late:
                 timeout = 0
             elif self._timers and timeout != 0:
                 deadline = self._next_deadline()
@@ -430,10 +504,8 @@ class Poller:
             events = epoll.poll(timeout)
         finally:
             self._sleeping = False
-            if self._closing:
-                self._release()
-        if self._epoll is not epoll:
-            return  # closed meanwhile, by another thread
+        if self._closing:
+            return None
         ready: list[tuple[_Registration, int]] = []
         table = self._table
         for fd, mask in events:
@@ -442,15 +514,28 @@ class Poller:
                 ready.append((registration, mask))
             else:
                 self._internal(fd)
-        if self._calls or self._timers or self._revisit:
-            self._run_due()
-        for registration, mask in ready:
-            if table.get(registration.fd) is registration:
-                self._dispatch(registration, mask)
-        if self._exposed:
-            self._arm()
-            if self._calls or self._revisit:
-                self._wake()
+        self._turn = (self._turn + 1) % _AUDIT
+        if not self._turn:
+            # A closed descriptor that lives on in a copy is ready for ever. Most handlers meet an error then, but not
+            # all of them let it be seen.
+            for registration, _ in ready:
+                self._check_closed(registration)
+        return ready
+
+    def _catch_up(self, ready: list[tuple[_Registration, int]]) -> Iterator[tuple[_Registration, int]]:
+        """Serve those whom an error kept from their turn last time, before timers even; return who is left."""
+        late, self._late = self._late, {}
+        rank = {registration: place for place, registration in enumerate(late)}
+        queue = iter(sorted(ready, key=lambda entry: rank.get(entry[0], len(rank))))
+        try:
+            for _ in range(sum(entry[0] in rank for entry in ready)):
+                registration, mask = next(queue)
+                if self._table.get(registration.fd) is registration:
+                    self._dispatch(registration, mask)
+        except BaseException:
+            self._late.update((registration, None) for registration, _ in queue)
+            raise
+        return queue
 
     def _internal(self, fd: int) -> None:
         """Deal with an event that belongs to no registered object."""
@@ -464,7 +549,7 @@ class Poller:
         elif fd in self._helpers:
             self._helpers[fd].handle_read()  # type: ignore[attr-defined]
         else:
-            self._rebuild()
+            self._stale = True
 
     def _run_due(self) -> None:
         # Each entry leaves its queue just before it runs: when one raises, the rest is still there for the next poll.
@@ -473,7 +558,8 @@ class Poller:
             callback(*args)
         if self._timers:
             now = self._clock()
-            while self._timers and self._timers[0][0] <= now:
+            last = next(self._order)  # timers that are set from here on wait for the next poll
+            while self._timers and self._timers[0][0] <= now and self._timers[0][1] < last:
                 heapq.heappop(self._timers)[2]._run()
         for registration in list(self._revisit):
             if self._revisit.pop(registration, self) is None and self._table.get(registration.fd) is registration:
@@ -504,32 +590,31 @@ class Poller:
             closed = True
         if closed and self._table.get(registration.fd) is registration:
             self._forget(registration)
+            self._odd.add(registration.fd)
 
     def _rebuild(self) -> None:
         """Make a new set: the old one reports a descriptor that is closed here and lives on in a copy."""
-        old, self._epoll = self._epoll, None
-        epoll = self._open()
-        for registration in list(self._table.values()):
-            try:
-                epoll.register(registration.fd, registration.flags)
-            except OSError:
-                self._forget(registration)
+        old = self._epoll
         if old is None:
             return
-        # The number stays, for whoever drives this poller from outside knows us by it.
-        os.dup2(epoll.fileno(), old.fileno(), inheritable=False)
-        epoll.close()
-        self._epoll = old
-        outer = _owners.get(id(self))
-        driver = outer() if outer is not None else None
-        if driver is not None:
-            driver._rejoin(self)
-
-    def _rejoin(self, target: Poller) -> None:
-        """Watch a nested poller again, whose set is another one under the same number."""
-        registration = self._find(target)
-        if registration is not None and self._epoll is not None:
-            self._epoll.register(registration.fd, registration.flags)
+        epoll = self._fill()
+        for _ in range(2):  # once more when it is in use, for what another thread registers meanwhile
+            for registration in list(self._table.values()):
+                self._check_closed(registration)
+                if self._table.get(registration.fd) is registration:
+                    try:
+                        epoll.register(registration.fd, registration.flags)
+                    except FileExistsError:
+                        pass
+                    except OSError:
+                        self._forget(registration)
+            self._epoll = epoll
+        if self._face is not None:
+            self._face.unregister(old.fileno())
+            self._face.register(epoll.fileno(), select.EPOLLIN)
+        old.close()
+        self._stale = False
+        self._odd.clear()
 
     # -- looping ---------------------------------------------------------------------------------------------------
 
@@ -557,31 +642,49 @@ class Poller:
         if not interval >= 0:
             raise ArgumentError(f"interval must be 0 or more seconds, not {interval!r}")
         self._stopped = False
+        stops = self._stops
         wait: float | None = 0 if busy else (timeout or None)
-        while self.polling:
+        while self.polling and self._stops == stops:
             self.poll(wait)
-            if interval and self.polling:
-                self._sleep(interval)
+            if interval and self.polling and self._stops == stops:
+                self._sleep(interval, stops)
 
     def run_until(self, done: Callable[[], object]) -> None:
         """Poll until `done()` is true, or somebody called `stop`. `done` is asked before each wait in the kernel."""
+        if self._epoll is None:
+            self._open()  # now, for `stop` can wake only what is open
         self._stopped = False
-        while not self._stopped and not done():
+        stops = self._stops
+        while self._stops == stops and not done():
             self.poll(None)
 
     def stop(self) -> None:
-        """End `loop` at once, from a handler, a signal handler or another thread. A later `loop` starts afresh."""
+        """End `loop` at once, from a handler, a signal handler or another thread. A later `loop` starts afresh.
+
+        Of loops that run inside handlers of each other, all end.
+        """
         self._stopped = True
+        self._stops += 1
         self._wake()
 
-    def _sleep(self, seconds: float) -> None:
+    def _sleep(self, seconds: float, stops: int) -> None:
         """Sleep, but wake for `stop`."""
-        pause = select.poll()
-        pause.register(self._wakefd, select.POLLIN)
-        deadline = time.monotonic() + seconds
-        while not self._stopped and (rest := deadline - time.monotonic()) > 0:
-            if pause.poll(rest * 1000) and not self._stopped:
-                self._internal(self._wakefd)  # woken for a call, not to stop: the call waits for the next poll
+        outer, self._driver = self._driver, get_ident()
+        self._sleeping = True
+        try:
+            if self._closing:
+                return
+            pause = select.poll()
+            pause.register(self._wakefd, select.POLLIN)
+            deadline = time.monotonic() + seconds
+            while self._stops == stops and (rest := deadline - time.monotonic()) > 0:
+                if pause.poll(min(rest, _FAR) * 1000) and self._stops == stops:
+                    self._internal(self._wakefd)  # woken for a call, not to stop: the call waits for the next poll
+        finally:
+            self._sleeping = False
+            self._driver = outer
+            if outer is None and self._closing:
+                self._close()
 
     def _wake(self) -> None:
         fd = self._wakefd
@@ -598,13 +701,19 @@ class Poller:
 
         So another poller, or any event loop that can watch a descriptor, can drive this one, timers included.
         """
-        epoll = self._epoll or self._open()
-        if not self._exposed:
-            self._exposed = True
+        face = self._face
+        if face is None:
+            epoll = self._epoll or self._open()
+            try:
+                face = select.epoll()
+            except OSError as error:
+                raise advise(error, "open") from None
+            face.register(epoll.fileno(), select.EPOLLIN)
+            self._face = face
             self._arm()
             if self._calls or self._revisit:
                 self._wake()
-        return epoll.fileno()
+        return face.fileno()
 
     def handle_read(self) -> None:
         """Do what is ready, without waiting."""
@@ -613,6 +722,11 @@ class Poller:
     # -- opening and closing ---------------------------------------------------------------------------------------
 
     def _open(self) -> select.epoll:
+        self._epoll = epoll = self._fill()
+        return epoll
+
+    def _fill(self) -> select.epoll:
+        """Return a new set that watches what is ours."""
         try:
             epoll = select.epoll()
             try:
@@ -626,38 +740,54 @@ class Poller:
                 raise
         except OSError as error:
             raise advise(error, "open") from None
-        self._epoll = epoll
         return epoll
 
     def close(self) -> None:
         """Close the dispatchers registered here, unregister the rest, drop all timers and calls, free the set.
 
-        A thread that waits in `poll` returns. Closing twice is harmless, and a closed poller may be used again.
+        A poller that is registered with another is unregistered there. When another thread is in `poll` or `loop`,
+        that thread returns, and does the closing on its way out. Closing twice is harmless, and a closed poller may
+        be used again.
         """
-        for target in self:
-            self.unregister(target)
-            if isinstance(target, Dispatcher):
-                target.close()
-        self._timers.clear()
-        self._calls.clear()
-        self._revisit.clear()
-        self._stopped = True
-        if self._sleeping:
-            self._closing = True  # the waiting thread frees the set when it is out of it
-            self._wake()
-        else:
+        self._closing = True
+        self.stop()
+        # Set before, read afterwards; `poll` does it the other way round. So at least one of the two sees the other.
+        driver = self._driver
+        if driver is None or (driver == get_ident() and not self._sleeping):
+            self._close()
+
+    def _close(self) -> None:
+        if not self._closing_lock.acquire(blocking=False):
+            return  # another thread is at it
+        try:
+            owner = _owners.get(id(self))
+            outer = owner() if owner is not None else None
+            if outer is not None:
+                outer.unregister(self)
+            for target in self:
+                self.unregister(target)
+                if isinstance(target, Dispatcher):
+                    target.close()
+            self._timers.clear()
+            self._calls.clear()
+            self._revisit.clear()
+            self._stopped = True
             self._release()
+        finally:
+            self._closing = False
+            self._closing_lock.release()
 
     def _release(self) -> None:
-        self._closing = False
-        self._exposed = False
+        self._late.clear()
+        self._odd.clear()
+        self._stale = False
         epoll, self._epoll = self._epoll, None
+        face, self._face = self._face, None
         alarm, self._alarm = self._alarm, None
         wakefd, self._wakefd = self._wakefd, -1
-        if epoll is not None:
-            epoll.close()
-        if alarm is not None:
-            alarm.close()
+        for opened in (face, epoll, alarm):
+            if opened is not None:
+                opened.close()
         if wakefd >= 0:
             os.close(wakefd)
 
@@ -670,8 +800,10 @@ class Poller:
         self._timers.clear()
         self._calls.clear()
         self._revisit.clear()
-        self._sleeping = False
+        self._sleeping = self._closing = False
         self._stopped = True
+        self._stops += 1
+        self._closing_lock = allocate_lock()  # a thread that held it is not in the child
         self._release()
         for registration in registrations:
             if isinstance(registration.target, Dispatcher):
@@ -718,7 +850,10 @@ class _RegisterWhenBuilt(ABCMeta):
             instance.__init__(*args, **kwargs)
             instance._built()
         except BaseException:
-            instance.close()
+            try:
+                instance.close()
+            except Exception:  # the subclass relies there on what its constructor has not made yet
+                Dispatcher.close(instance)
             raise
         return instance
 

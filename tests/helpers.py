@@ -1,0 +1,178 @@
+"""What several test files use: objects that keep what they saw, a clock that is set by hand, ways to wait."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import multicast
+
+#: A test that waits longer than this for what must happen has failed.
+PATIENCE = 20
+
+
+def settle(poller: multicast.Poller, done: Callable[[], object]) -> None:
+    """Poll until `done()` is true; fail when it does not become so."""
+    late: list[bool] = []
+    timer = poller.call_later(PATIENCE, late.append, True)
+    try:
+        poller.run_until(lambda: late or done())
+    finally:
+        timer.cancel()
+    assert not late, f"waited {PATIENCE} s in vain"
+
+
+def turns(poller: multicast.Poller, count: int = 10) -> None:
+    """Poll so often that whatever can happen by itself has happened; on `lo` what was sent is there already."""
+    for _ in range(count):
+        poller.poll()
+
+
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    def __init__(self, now: float = 1000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class Keeper(multicast.MulticastListener):
+    """A listener that keeps its packets and where they came from."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.packets: list[bytes] = []
+        self.addrs: list[multicast.Address] = []
+        super().__init__(*args, **options)
+
+    def handle_packet(self, packet: bytes, addr: multicast.Address) -> object:
+        self.packets.append(packet)
+        self.addrs.append(addr)
+        return False
+
+
+class Script(multicast.Multicaster):
+    """A sender of the packets it is given."""
+
+    def __init__(self, packets: Any, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.packets = packets
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.packets)
+
+
+class Pair:
+    """A plain object with one end of a socket pair; it keeps what it reads, and gives itself to `reaction`, if any."""
+
+    def __init__(self, reaction: Callable[[Pair], object] | None = None) -> None:
+        self.ours, self.theirs = socket.socketpair()
+        self.ours.setblocking(False)
+        self.got: list[bytes] = []
+        self.reaction = reaction
+
+    def fileno(self) -> int:
+        return self.ours.fileno()
+
+    def handle_read(self) -> None:
+        self.got.append(self.ours.recv(100))
+        if self.reaction is not None:
+            self.reaction(self)
+
+    def tell(self, data: bytes = b"x") -> None:
+        self.theirs.send(data)
+
+    def close(self) -> None:
+        self.ours.close()
+        self.theirs.close()
+
+
+def descriptors() -> set[str]:
+    """Return what is open, each as "number -> target"."""
+    found = set()
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            found.add(f"{number} -> {os.readlink(f'/proc/self/fd/{number}')}")
+        except FileNotFoundError:
+            pass
+    return found
+
+
+def joined(group: str) -> list[str]:
+    """Return the interfaces that are members of an IPv4 or IPv6 group in the network namespace we are in."""
+    if ":" in group:
+        packed = socket.inet_pton(socket.AF_INET6, group).hex()
+        rows = [line.split() for line in Path("/proc/thread-self/net/igmp6").read_text().splitlines()]
+        return [row[1] for row in rows if row[2] == packed]
+    wanted = socket.inet_aton(group)[::-1].hex().upper()
+    found, device = [], ""
+    for line in Path("/proc/thread-self/net/igmp").read_text().splitlines()[1:]:
+        words = line.split()
+        if line.startswith("\t"):
+            if words[0] == wanted:
+                found.append(device)
+        else:
+            device = words[1]
+    return found
+
+
+@contextmanager
+def polling_thread(poller: multicast.Poller, run: Callable[[], object] | None = None) -> Iterator[list[BaseException]]:
+    """Drive a poller in another thread meanwhile, by `loop` or what is given; it must end by itself or be stopped.
+
+    Gives a list of what it raised.
+    """
+    raised: list[BaseException] = []
+
+    def target() -> None:
+        try:
+            (run or poller.loop)()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=target, name="polling")
+    thread.start()
+    try:
+        yield raised
+    finally:
+        thread.join(PATIENCE)
+        alive = thread.is_alive()
+        if alive:
+            poller.stop()
+            thread.join(PATIENCE)
+        assert not alive, "the polling thread did not end"
+
+
+def in_child(run: Callable[[], object]) -> str:
+    """Fork, call `run` in the child, and return its result as text, or what it raised; the child is gone then."""
+    inlet, outlet = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(inlet)
+            try:
+                said = str(run())
+            except BaseException as error:
+                said = repr(error)
+            os.write(outlet, said.encode())
+        finally:
+            os._exit(0)
+    os.close(outlet)
+    with os.fdopen(inlet) as pipe:
+        said = pipe.read()
+    os.waitpid(child, 0)
+    return said
+
+
+def sources(addrs: Sequence[multicast.Address]) -> list[str]:
+    """Return the senders' addresses."""
+    return [addr[0] for addr in addrs]
