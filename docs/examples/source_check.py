@@ -1,0 +1,20 @@
+"""Wait for one packet and tell where it came from; exit with 1 when that is not the address it should be.
+
+Usage: source_check.py ADDRESS
+"""
+
+import sys
+
+import multicast
+
+ADDRESS = sys.argv[1]
+
+
+def check(packet, addr):
+    print(f"{len(packet)} bytes from {addr.host} port {addr.port}, arrived on {addr.interface}", flush=True)
+    return addr
+
+
+print("listening", flush=True)
+addr = multicast.listen(check, "225.17.0.18", 30000, details=True)
+sys.exit(addr.host != ADDRESS)

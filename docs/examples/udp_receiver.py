@@ -1,0 +1,23 @@
+"""Print what is sent by UDP to an address of this host.
+
+Usage: udp_receiver.py [ADDRESS [PORT [COUNT]]]
+"""
+
+import sys
+
+import multicast
+
+ADDRESS = sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1"
+PORT = int(sys.argv[2]) if len(sys.argv) > 2 else 4000
+COUNT = int(sys.argv[3]) if len(sys.argv) > 3 else None  # end after so many
+
+
+class Printer(multicast.DatagramListener):
+    def handle_packet(self, packet, addr):
+        print(addr.host, addr.port, packet, flush=True)
+        return self.statistics().delivered + 1 == COUNT
+
+
+printer = Printer(ip=ADDRESS, port=PORT)
+print("listening on port", printer.address[1], flush=True)
+multicast.loop()
