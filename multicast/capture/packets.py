@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
-__all__ = ["LINKTYPE_ETHERNET", "Counts", "Decoder", "Packet"]
+__all__ = ["LINKTYPE_ETHERNET", "Counts", "Decoder", "Link", "Packet"]
 
 # From the list of link types; files also have the numbers that some systems used in place of 101 and 108.
 LINKTYPE_NULL = 0
@@ -96,6 +96,16 @@ class Counts:
     fragments: int = 0
 
 
+class Link(NamedTuple):
+    """How frames of one link type are decoded."""
+
+    #: Takes the data, where the frame starts and ends in it, when and where it was captured.
+    decode: Callable[[bytes, int, int, int, str | None], Packet | None]
+    #: Where IP begins in a frame without tags, and where the type stands, if there is one.
+    header: int
+    type_at: int | None = None
+
+
 class _Datagram:
     """The fragments of one datagram, until they are complete."""
 
@@ -136,23 +146,19 @@ class Decoder:
         self._waiting.clear()
 
     # -- link layers -----------------------------------------------------------------------------------------------
-    #
-    # Each takes the data, where the frame starts and ends in it, when and where it was captured.
 
-    def link(self, link_type: int) -> Callable[[bytes, int, int, int, str | None], Packet | None]:
-        """Return the function for frames of `link_type`."""
-        if link_type in _RAW_ELSEWHERE:
-            return self.ip
+    def link(self, link_type: int) -> Link:
+        """Return how frames of `link_type` are decoded."""
         return {
-            LINKTYPE_NULL: self.null,
-            LINKTYPE_LOOP: self.null,
-            LINKTYPE_ETHERNET: self.ethernet,
-            LINKTYPE_RAW: self.ip,
-            LINKTYPE_IPV4: self.ip,
-            LINKTYPE_IPV6: self.ip,
-            LINKTYPE_LINUX_SLL: self.cooked,
-            LINKTYPE_LINUX_SLL2: self.cooked2,
-        }.get(link_type, self._no_link)
+            LINKTYPE_NULL: Link(self.null, 4),
+            LINKTYPE_LOOP: Link(self.null, 4),
+            LINKTYPE_ETHERNET: Link(self.ethernet, 14, 12),
+            LINKTYPE_RAW: Link(self.ip, 0),
+            LINKTYPE_IPV4: Link(self.ip, 0),
+            LINKTYPE_IPV6: Link(self.ip, 0),
+            LINKTYPE_LINUX_SLL: Link(self.cooked, 16, 14),
+            LINKTYPE_LINUX_SLL2: Link(self.cooked2, 20, 0),
+        }.get(LINKTYPE_RAW if link_type in _RAW_ELSEWHERE else link_type, Link(self._no_link, 0))
 
     def _no_link(self, data: bytes, start: int, end: int, timestamp: int, interface: str | None) -> Packet | None:
         self.counts.other += 1
@@ -160,6 +166,8 @@ class Decoder:
 
     def ethernet(self, data: bytes, start: int, end: int, timestamp: int, interface: str | None) -> Packet | None:
         """Decode an Ethernet frame, with any number of VLAN tags."""
+        if data[start + 12 : start + 14] == b"\x08\0":
+            return self.ip(data, start + 14, end, timestamp, interface)
         return self._after_type(data, start + 12, end, timestamp, interface)
 
     def _after_type(self, data: bytes, start: int, end: int, timestamp: int, interface: str | None) -> Packet | None:

@@ -16,14 +16,15 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO, TypeAlias
 
 from multicast import batch
-from multicast.errors import ArgumentError, CaptureError
+from multicast.errors import ArgumentError
 from multicast.interfaces import resolve
 from multicast.poller import Poller
 from multicast.senders import Multicaster, destination
 from multicast.sockets import Endpoint, Group, WhichInterface, open_sender
 
-from .packets import Counts
+from .packets import Counts, Packet
 from .reading import Reader
+from .runs import Run
 
 __all__ = ["Replayer", "Summary", "Timing", "survey"]
 
@@ -71,21 +72,28 @@ def survey(path: str | os.PathLike[str] | BinaryIO | Reader) -> Summary:
             return survey(reader)
     summary = Summary()
     groups = summary.groups
-    for packet in path:
-        payload, _, group, port, timestamp, _, _, length = packet
-        if not summary.packets:
-            summary.first = summary.last = timestamp
-        if timestamp > summary.last:
-            summary.last = timestamp
-        summary.packets += 1
-        summary.bytes += len(payload)
+    last: Run | Packet | None = None
+    for item in path.runs():
+        if isinstance(item, Run):
+            payload, _, group, port, _, _, _, length = item.first
+            count = len(item.payloads)
+        else:
+            payload, _, group, port, timestamp, _, _, length = item
+            count = 1
+            if last is None:
+                summary.first = timestamp
+        last = item
+        summary.packets += count
+        summary.bytes += count * len(payload)
         if length > len(payload):
-            summary.truncated += 1
+            summary.truncated += count
         key = (group, port)
         if key in groups:
-            groups[key] += 1
+            groups[key] += count
         elif len(groups) < _GROUPS:
-            groups[key] = 1
+            groups[key] = count
+    if last is not None:
+        summary.last = last.times()[-1] if isinstance(last, Run) else last.timestamp
     summary.counts, summary.dropped = path.counts, path.dropped
     return summary
 
@@ -251,14 +259,14 @@ class Replayer(Multicaster):
         #: How many times the file was played to its end.
         self.rounds = 0
         self._routes: dict[tuple[str, int], batch.Writer | None] = {}
-        self._schedule = self._play()
-        self._ahead: tuple[float, bytes, batch.Writer] | None = None
+        self._schedule = self._timed() if self._paced else self._hurried()
+        self._ahead: tuple[float, list[bytes], batch.Writer] | None = None
         self._dues: list[float] = []
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield the payloads of the packets to send, in their order."""
-        for _, payload, _ in self._play():
-            yield payload
+        for _, payloads, _ in self._schedule:
+            yield from payloads
 
     # -- where to --------------------------------------------------------------------------------------------------
 
@@ -304,68 +312,104 @@ class Replayer(Multicaster):
 
     # -- when ------------------------------------------------------------------------------------------------------
 
-    def _play(self) -> Iterator[tuple[float, bytes, batch.Writer]]:
-        """Yield when, what and how to send."""
+    def _timed(self) -> Iterator[tuple[float, list[bytes], batch.Writer]]:
+        """Yield when, what and how to send, one packet at a time."""
         routes = self._routes
-        start, end = self._span
-        start += self.summary.first
-        end = None if end is None else end + self.summary.first
-        hurry = math.isinf(self.speed)
-        scale = 0.0 if hurry else 1e-9 / self.speed
+        scale = 1e-9 / self.speed
         begun = self.poller.time()
         while True:
             earliest: int | None = None
             due = begun
             sent = 0
-            for payload, _, group, port, timestamp, _, _, length in self._file:
-                if timestamp < start:
-                    continue
-                if end is not None and timestamp >= end:
-                    continue
+            for packet in self._chosen():
+                payload, _, group, port, timestamp, _, _, length = packet
                 place = (group, port)
                 writer = routes[place] if place in routes else self._route(place)
                 if writer is None or length > len(payload) or len(payload) > self.group.longest:
                     self.skipped += 1
                     continue
-                if not hurry:
-                    if earliest is None:
-                        earliest = timestamp
-                    # Clocks are set back now and then, and packets overtake each other; time only goes on.
-                    due = max(due, begun + (timestamp - earliest) * scale)
+                if earliest is None:
+                    earliest = timestamp
+                # Clocks are set back now and then, and packets overtake each other; time only goes on.
+                due = max(due, begun + (timestamp - earliest) * scale)
                 sent += 1
-                yield due, payload, writer
-            self.rounds += 1
-            if not self._loop:
+                yield due, [payload], writer
+            if not self._again(sent):
                 return
-            if not sent:
-                raise CaptureError(f"{self._file.name} has no packets to send between the times given")
             # From the last packet to the first of the next round it takes as long as between others on the average.
-            pause = (due - begun) / (sent - 1) if sent > 1 else 0.0
-            begun = self.poller.time() if hurry else due + (pause or 1.0)
+            begun = due + ((due - begun) / (sent - 1) if sent > 1 and due > begun else 1.0)
+
+    def _chosen(self) -> Iterator[Packet]:
+        """Yield the packets of the part that is to be sent."""
+        start, end = self._span
+        start += self.summary.first
+        stop = math.inf if end is None else end + self.summary.first
+        if start <= self.summary.first and end is None:
+            start = -1  # packets out of order at the beginning belong to it too
+        for packet in self._file:
+            if start <= packet.timestamp < stop:
+                yield packet
+
+    def _hurried(self) -> Iterator[tuple[float, list[bytes], batch.Writer]]:
+        """Yield what to send and how, in lists as long as one call of the kernel takes; the time is always now."""
+        whole = self._span == (0, None)
+        while True:
+            sent = 0
+            gathered: list[bytes] = []
+            last: batch.Writer | None = None
+            for item in self._file.runs() if whole else self._chosen():
+                if isinstance(item, Run):
+                    payload, _, group, port, _, _, _, length = item.first
+                    payloads = item.payloads
+                else:
+                    payload, _, group, port, _, _, _, length = item
+                    payloads = [payload]
+                place = (group, port)
+                writer = self._routes[place] if place in self._routes else self._route(place)
+                if writer is None or length > len(payload) or len(payload) > self.group.longest:
+                    self.skipped += len(payloads)
+                    continue
+                if writer is not last and last is not None and gathered:
+                    yield 0.0, gathered, last
+                    gathered = []
+                last = writer
+                sent += len(payloads)
+                gathered += payloads
+                while len(gathered) >= batch.LIMIT:
+                    yield 0.0, gathered[: batch.LIMIT], last
+                    del gathered[: batch.LIMIT]
+            if last is not None and gathered:
+                yield 0.0, gathered, last
+            if not self._again(sent):
+                return
+
+    def _again(self, sent: int) -> bool:
+        """Count a round in which so many packets were sent; return whether another follows."""
+        self.rounds += 1
+        if self._loop and not sent:
+            raise ArgumentError(f"{self._file.name} has no packets to send between the times given")
+        return self._loop
 
     @property
     def _paced(self) -> bool:
         return not math.isinf(self.speed)
 
     def _take(self) -> bool:
-        taken, dues = self._taken, self._dues
-        item = self._ahead
-        self._ahead = None
+        taken = self._taken
         writer: batch.Writer | None = None
         now = self.poller.time() + _EARLY
         try:
-            while True:
-                if item is None:
-                    item = next(self._schedule)
-                due, payload, its = item
-                if due > now or its is not writer is not None or len(taken) >= batch.LIMIT:
+            while len(taken) < batch.LIMIT:
+                item, self._ahead = self._ahead or next(self._schedule), None
+                due, payloads, its = item
+                if due > now or its is not writer is not None or len(taken) + len(payloads) > batch.LIMIT:
                     self._ahead = item
                     self._due = due
                     break
                 writer = its
-                taken.append(payload)
-                dues.append(due)
-                item = None
+                taken += payloads
+                if self._paced:
+                    self._dues.append(due)
         except StopIteration:
             self._ended = True
         except Exception as error:
