@@ -26,6 +26,7 @@ COMMANDS: dict[str, Entry] = {
     "send": Entry("basic", "send", "send packets to a group"),
     "listen": Entry("basic", "listen", "print what arrives from groups"),
     "interfaces": Entry("basic", "show_interfaces", "show the interfaces of this host, and the groups joined"),
+    "demo": Entry("demo", "demo", "show the library at work, without a network"),
 }
 
 # Which extra brings a library (setup.cfg), by the name it is imported under.
