@@ -9,8 +9,8 @@ Four figures, each on 64-byte packets over lo:
   Bursts alternate between the two, and the medians are compared.
 * pace: a second process sends 200,000 packets a second for 10 seconds; what was recorded, dropped and sent has to add
   up.
-* timing: a capture of 10,000 packets a second is replayed; how far from its time each packet was given to the kernel, by
-  the replayer's own count, and how far its kernel receive time is from where it ought to be, by a recording of it.
+* timing: a capture of 10,000 packets a second is replayed; how far from its time each packet was given to the kernel,
+  by the replayer's own count, and how far its kernel receive time is from where it ought to be, by a recording of it.
 * speed: the same packets by `sendto`, and by a replayer with speed=math.inf; the reading of the file before it, which
   checks it, is given apart.
 """
@@ -138,8 +138,7 @@ def timing(folder: Path, rate: int = 10_000, seconds: float = 10) -> dict[str, f
         "with Poller() as poller:\n"
         "    r = capture.Recorder(sys.argv[1], ip=sys.argv[2], port=int(sys.argv[3]), interface='lo', poller=poller,"
         " limit=int(sys.argv[4]))\n"
-        "    poller.call_later(0.3, print, 'ready', flush=True) if 0 else None\n"
-        "    poller.call_later(0.3, lambda: print('ready', flush=True))\n"
+            "    poller.call_later(0.3, lambda: print('ready', flush=True))\n"
         "    poller.run_until(lambda: r.closed)\n"
     )
     command = [sys.executable, "-c", code, str(again), "239.77.0.2", str(PORT), str(int(rate * seconds))]

@@ -278,10 +278,8 @@ class Reader:
                 if self._position == len(self._data):
                     return
                 self._need(12, "the block")
-                position, data = (
-                    self._position,
-                    self._data + bytes(20),
-                )  # so that the shortest block has room for `head`
+                # The shortest block has 12 bytes, and `head` takes more.
+                position, data = self._position, self._data + bytes(20)
             if data[position : position + 4] == b"\x0a\x0d\x0d\x0a":
                 order = self._byte_order()
                 head, tail = struct.Struct(order + "IIIIIII"), struct.Struct(order + "I")
