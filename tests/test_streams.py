@@ -2,11 +2,15 @@ from __future__ import annotations
 
 import errno
 import itertools
+import json
 import os
 import resource
 import socket
 import struct
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -1031,3 +1035,21 @@ def test_a_stream_that_moves_takes_its_time_limits_along(clock: Clock, timed: Po
     turns(timed)
     assert stream.events == ["connected", PeerTimeout]
     right.close()
+
+
+# -- all at once -----------------------------------------------------------------------------------------------------
+
+
+def test_a_thousand_clients_four_bad_ones_and_a_flood_of_packets_on_one_poller() -> None:
+    script = Path(__file__).parents[1] / "benchmarks" / "conversations.py"
+    # Where the system allows fewer descriptors, as many clients as it does.
+    clients = min(1000, resource.getrlimit(resource.RLIMIT_NOFILE)[1] - 100)
+    command = [sys.executable, str(script), "--json", "--clients", str(clients), "--seconds", "1", "--rate", "10000"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50)
+    assert done.stderr == ""
+    found = json.loads(done.stdout)
+    assert found["talked"]["sent"] == found["talked"]["echoed"] > clients * 1000
+    assert (found["talked"]["wrong"], found["talked"]["failed"]) == (0, 0)
+    assert found["talked"]["liar_refused"]
+    assert found["served"]["delivered"] + found["served"]["dropped"] == found["emitted"]["packets"] == 10000
+    assert found["good"]
