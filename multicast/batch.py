@@ -3,25 +3,35 @@
 `receive` and `send` each handle up to `LIMIT` datagrams. This is the form in Python; where the C module `_batch` is
 built it takes its place, with the same results.
 
+With segmentation offload (udp(7): UDP_SEGMENT, UDP_GRO) a datagram of the system call is a *burst* of packets: equal
+in size, but for the last, which may be shorter. Whoever sends hands the kernel a whole burst; it is cut into packets
+when it leaves the host, or when it comes to a receiver that did not ask for bursts. Whoever receives so reads one
+where it finds one and cuts it here, before anybody sees a packet.
+
 * The datagram is read by recvmsg into a buffer that is used again and again, for recvmsg alone tells whether it was
   cut (MSG_TRUNC) and where it came in. One bytes object for each packet is all that is made anew.
 * Buffers are taken from a stack and put back, for the system call lets other threads run, pollers of their own among
   them.
 * Addresses are made once and looked up by what the kernel reported. The table is bounded, so that forged sources
   cannot fill the memory.
+* A burst needs a buffer for the longest datagram there is: what does not fit is lost, packets and all.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
+import os
 import socket
 import struct
-from collections.abc import Sequence
-from typing import Any, Self
+import time
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Self
 
 from .errors import PacketSizeError, PacketTypeError
 
-__all__ = ["ENGINE", "LIMIT", "Address", "Reader", "Writer", "encode", "receive", "send"]
+__all__ = ["ENGINE", "LIMIT", "Address", "Reader", "Writer", "encode", "receive", "send", "take"]
 
 #: Which form is in use: ``"c"`` or ``"python"``.
 ENGINE = "python"
@@ -30,15 +40,29 @@ ENGINE = "python"
 LIMIT = 64
 
 _LONGEST = 65535
-_ADDRESSES = 1024
+_ADDRESSES = 4096
+# A name is looked up again after so many seconds: an index is never given twice, but a name may change.
+_NAME_AGE = 1.0
+# Older kernels take no more packets in one burst (UDP_MAX_SEGMENTS); the bytes fit either family with all headers.
+_SEGMENTS = 64
+_BURST = 65487
 
 _IP_PKTINFO = 8
 _SO_TIMESTAMPNS = 35
+_SIOCGIFNAME = 0x8910
+_UDP_SEGMENT = 103
+_UDP_GRO = 104
 _TRUNCATED = socket.MSG_TRUNC
-# Room for packet info of either family, a TTL and a time, each with its header (cmsg(3)).
-_ANCILLARY = socket.CMSG_SPACE(20) + socket.CMSG_SPACE(4) + socket.CMSG_SPACE(16)
+# Room for packet info of either family, a TTL, a time and a segment size, each with its header (cmsg(3)).
+_DETAILS = socket.CMSG_SPACE(20) + socket.CMSG_SPACE(4) + socket.CMSG_SPACE(16) + socket.CMSG_SPACE(4)
+_GRO = socket.CMSG_SPACE(4)
 _TIMESPEC = struct.Struct("@ll")
 _INT = struct.Struct("@i")
+_SEGMENT = struct.Struct("@H")
+_IFREQ = struct.Struct("@16si20x")
+# The path, and not the packet or the moment, may be why a burst was refused: its packets with their headers are
+# longer than the path takes, or the device cannot do checksums, or the kernel is old (udp(7), udp_send_skb in Linux).
+_REFUSALS = frozenset({errno.EINVAL, errno.EIO, errno.EMSGSIZE, errno.ENOPROTOOPT, errno.EOPNOTSUPP})
 
 
 class Address(tuple[Any, ...]):
@@ -77,8 +101,8 @@ class Address(tuple[Any, ...]):
         self.truncated = truncated
         return self
 
-    def __getnewargs__(self) -> tuple[Any, ...]:
-        return (tuple(self), self.group, self.interface, self.ttl, self.timestamp, self.truncated)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Address, (tuple(self), self.group, self.interface, self.ttl, self.timestamp, self.truncated)
 
     @property
     def host(self) -> str:
@@ -97,17 +121,20 @@ class Reader:
     """A receiving socket as `receive` needs to know it, and what was counted there.
 
     `mtu` is the most bytes kept of a packet. `group` and `interface` are what is known of every packet beforehand;
-    with `details` the kernel tells the rest with each (it must have been asked to, by `sockets.open_receiver`).
+    with `details` the kernel tells the rest with each (it must have been asked to, by `sockets.enable_details`).
+    With `offload` it may hand over bursts (`sockets.enable_bursts`).
     """
 
     __slots__ = (
-        "addresses",
+        "_names",
+        "_slots",
         "bytes",
         "details",
         "error",
         "group",
         "interface",
         "mtu",
+        "offload",
         "packets",
         "socket",
         "truncated",
@@ -121,29 +148,40 @@ class Reader:
         group: str | None = None,
         interface: str | None = None,
         details: bool = False,
+        offload: bool = False,
     ) -> None:
+        if mtu < 1:
+            raise ValueError(f"mtu must be a number of bytes, 1 or more, not {mtu}")
         self.socket = socket
         self.mtu = min(mtu, _LONGEST)
         self.group = group
         self.interface = interface
         self.details = details
+        self.offload = offload
         #: Packets, bytes and cut packets read so far.
         self.packets = 0
         self.bytes = 0
         self.truncated = 0
-        self.addresses: dict[Any, Address] = {}
         #: An error that came after packets had been read; the next call raises it.
         self.error: OSError | None = None
+        self._names: dict[int, tuple[float, str]] = {}
+        # How many datagrams to read at once; fewer while they come in bursts.
+        self._slots = LIMIT
 
 
 class Writer:
-    """A sending socket and the address its packets go to, as `send` needs to know them."""
+    """A sending socket and the address its packets go to, as `send` needs to know them.
 
-    __slots__ = ("sockaddr", "socket")
+    With `offload` runs of packets of one size are handed over as bursts; the first that the path refuses switches it
+    off, for good.
+    """
 
-    def __init__(self, socket: socket.socket, sockaddr: tuple[Any, ...]) -> None:
+    __slots__ = ("offload", "sockaddr", "socket")
+
+    def __init__(self, socket: socket.socket, sockaddr: tuple[Any, ...], *, offload: bool = False) -> None:
         self.socket = socket
         self.sockaddr = sockaddr
+        self.offload = offload
 
 
 def encode(packet: object, longest: int = 65507) -> bytes:
@@ -170,33 +208,44 @@ def encode(packet: object, longest: int = 65507) -> bytes:
     return data
 
 
+def take(packets: Iterator[object], into: list[bytes], count: int, longest: int) -> None:
+    """Append up to `count` packets from the iterator `packets` to the list `into`, as they go on the wire.
+
+    Raises what the iterator raises and what `encode` does; the list then holds what came before.
+    """
+    for packet in islice(packets, count):
+        into.append(packet if type(packet) is bytes and len(packet) <= longest else encode(packet, longest))
+
+
 _buffers: list[bytearray] = []
+_known: dict[Any, Address] = {}
 
 
 def receive(reader: Reader, limit: int = LIMIT) -> tuple[list[bytes], list[Address]]:
     """Read up to `limit` waiting datagrams; return the packets and, at the same places, where they came from.
 
-    Both lists are empty when nothing waits. An `OSError` is raised only when nothing was read before it.
+    Both lists are empty when nothing waits. A burst that the kernel joined (UDP_GRO) counts as one datagram and is
+    returned as the packets it was made of. An `OSError` is raised only when nothing was read before it.
     """
     packets: list[bytes] = []
     addresses: list[Address] = []
     if reader.error is not None:
         error, reader.error = reader.error, None
         raise error
-    details = reader.details
-    space = _ANCILLARY if details else 0
-    known = reader.addresses
+    details, offload, mtu = reader.details, reader.offload, reader.mtu
+    space = _DETAILS if details else _GRO if offload else 0
+    known = _known
     group, interface = reader.group, reader.interface
-    total = 0
+    total = datagrams = 0
     try:
         buffer = _buffers.pop()
     except IndexError:
         buffer = bytearray(_LONGEST)
     try:
-        with memoryview(buffer) as whole, whole[: reader.mtu] as window:
+        with memoryview(buffer) as whole, whole[: _LONGEST if offload else mtu] as window:
             into = [window]
             read = reader.socket.recvmsg_into
-            for _ in range(limit):
+            for _ in range(min(limit, reader._slots)):
                 try:
                     size, ancillary, flags, sockaddr = read(into, space)
                 except BlockingIOError:
@@ -206,33 +255,66 @@ def receive(reader: Reader, limit: int = LIMIT) -> tuple[list[bytes], list[Addre
                         raise
                     reader.error = problem
                     break
-                packets.append(bytes(window[:size]))
-                total += size
+                datagrams += 1
                 truncated = flags & _TRUNCATED != 0
-                if truncated:
-                    reader.truncated += 1
                 if details:
-                    address = _detailed(reader, sockaddr, truncated, ancillary)
+                    address = _detailed(reader, sockaddr, ancillary)
                 else:
-                    key = (sockaddr, truncated)
+                    key = (sockaddr, group, interface)
                     found = known.get(key)
                     if found is None:
-                        found = Address(sockaddr, group, interface, truncated=truncated)
+                        found = Address(sockaddr, group, interface)
                         if len(known) >= _ADDRESSES:
                             known.clear()
                         known[key] = found
                     address = found
+                if offload:
+                    segment = _segment(ancillary, size)
+                    if 0 < segment < size:
+                        for start in range(0, size, segment):
+                            end = min(start + segment, size)
+                            length = min(end - start, mtu)
+                            packets.append(bytes(window[start : start + length]))
+                            total += length
+                            if start + length < end:
+                                reader.truncated += 1
+                                addresses.append(_cut(address))
+                            else:
+                                addresses.append(address)
+                        continue
+                    if size > mtu:
+                        size, truncated = mtu, True
+                if truncated:
+                    reader.truncated += 1
+                    address = _cut(address)
+                packets.append(bytes(window[:size]))
+                total += size
                 addresses.append(address)
     finally:
         _buffers.append(buffer)
     reader.packets += len(packets)
     reader.bytes += total
+    if offload and datagrams:
+        # A turn is about LIMIT packets, however many of them come in each datagram.
+        reader._slots = max(1, LIMIT // -(-len(packets) // datagrams))
     return packets, addresses
 
 
-def _detailed(
-    reader: Reader, sockaddr: tuple[Any, ...], truncated: bool, ancillary: list[tuple[int, int, bytes]]
-) -> Address:
+def _segment(ancillary: list[tuple[int, int, bytes]], size: int) -> int:
+    """Return of how many bytes each the packets of a burst are; 0 when it is a single one."""
+    for level, kind, data in ancillary:
+        if level == socket.IPPROTO_UDP and kind == _UDP_GRO and len(data) >= _INT.size:
+            segment: int = _INT.unpack_from(data)[0]
+            return segment
+    return 0
+
+
+def _cut(address: Address) -> Address:
+    """Return an address equal to this one in all but that its packet was cut."""
+    return Address(address, address.group, address.interface, address.ttl, address.timestamp, True)
+
+
+def _detailed(reader: Reader, sockaddr: tuple[Any, ...], ancillary: list[tuple[int, int, bytes]]) -> Address:
     """Return the address of a packet with what the kernel said of it."""
     group, interface = reader.group, reader.interface
     ttl: int | None = None
@@ -254,33 +336,76 @@ def _detailed(
             elif kind == socket.IPV6_PKTINFO:
                 interface = _name(reader, _INT.unpack_from(data, 16)[0])
                 group = socket.inet_ntop(socket.AF_INET6, data[:16])
-    return Address(sockaddr, group, interface, ttl, timestamp, truncated)
+    return Address(sockaddr, group, interface, ttl, timestamp)
 
 
 def _name(reader: Reader, index: int) -> str | None:
-    try:
-        return socket.if_indextoname(index)
-    except OSError:  # it is gone since
-        return reader.interface
+    """Return the name of an interface, as the network namespace of the socket has it."""
+    now = time.monotonic()
+    until, name = reader._names.get(index, (0.0, ""))
+    if until <= now:
+        try:
+            # By ioctl (netdevice(7)) and not by if_indextoname, which asks the namespace this thread is in.
+            answer = fcntl.ioctl(reader.socket.fileno(), _SIOCGIFNAME, _IFREQ.pack(b"", index))
+        except OSError:  # it is gone since
+            return reader.interface
+        name = os.fsdecode(_IFREQ.unpack(answer)[0].partition(b"\0")[0])
+        if len(reader._names) >= 16:
+            reader._names.clear()
+        reader._names[index] = (now + _NAME_AGE, name)
+    return name
 
 
-def send(writer: Writer, packets: Sequence[bytes], start: int = 0) -> int:
+def send(writer: Writer, packets: list[bytes], start: int = 0) -> int:
     """Hand `packets` from number `start` on to the kernel; return how many it took.
 
-    Fewer than all means that the socket's buffer is full, or that the next one fails: call again to learn. An
-    `OSError` (`BlockingIOError` for a full buffer) is raised only when the kernel took none.
+    Fewer than all means that there were more than fit in one call, that the socket's buffer is full, or that the
+    next one fails: call again to learn. An `OSError` (`BlockingIOError` for a full buffer) is raised only when the
+    kernel took none.
     """
-    put = writer.socket.sendto
+    opened = writer.socket
     sockaddr = writer.sockaddr
-    taken = 0
+    number = start
+    end = min(len(packets), start + LIMIT)
     try:
-        for number in range(start, min(len(packets), start + LIMIT)):
-            put(packets[number], sockaddr)
-            taken += 1
+        while number < end:
+            run = _run(packets, number, end) if writer.offload else 1
+            if run == 1:
+                opened.sendto(packets[number], sockaddr)
+            else:
+                burst = packets[number : number + run]
+                segment = _SEGMENT.pack(len(burst[0]))
+                try:
+                    opened.sendmsg(burst, [(socket.IPPROTO_UDP, _UDP_SEGMENT, segment)], 0, sockaddr)
+                except OSError as error:
+                    if error.errno not in _REFUSALS:
+                        raise
+                    writer.offload = False  # for good; the kernel took nothing, so nothing is sent twice
+                    continue
+            number += run
     except OSError:
-        if not taken:
+        if number == start:
             raise
-    return taken
+    return number - start
+
+
+def _run(packets: Sequence[bytes], start: int, end: int) -> int:
+    """Return how many packets from number `start` on can go in one burst."""
+    size = len(packets[start])
+    if size == 0:
+        return 1
+    total = size
+    number = start + 1
+    end = min(end, start + _SEGMENTS)
+    while number < end:
+        length = len(packets[number])
+        total += length
+        if length == 0 or length > size or total > _BURST:
+            break
+        number += 1
+        if length < size:  # only the last of a burst may be shorter
+            break
+    return number - start
 
 
 def drain_errors(opened: socket.socket) -> None:
@@ -295,3 +420,13 @@ def drain_errors(opened: socket.socket) -> None:
                 break
             raise
     opened.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # some errors have no entry in the queue
+
+
+if not TYPE_CHECKING:
+    try:
+        from ._batch import Address, Reader, Writer, receive, send, take, use_encode
+    except ImportError:
+        pass  # not built, or not for this Python
+    else:
+        use_encode(encode)
+        ENGINE = "c"

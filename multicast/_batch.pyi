@@ -1,0 +1,76 @@
+# The C form of `multicast.batch`; import that, which takes the Python form where this one is not built.
+
+import socket as _socket
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Self, final
+
+__all__ = ["Address", "Reader", "Writer", "receive", "send", "take", "use_encode"]
+
+@final
+class Address(tuple[Any, ...]):
+    @property
+    def group(self) -> str | None: ...
+    @property
+    def interface(self) -> str | None: ...
+    @property
+    def ttl(self) -> int | None: ...
+    @property
+    def timestamp(self) -> int | None: ...
+    @property
+    def truncated(self) -> bool: ...
+    @property
+    def host(self) -> str: ...
+    @property
+    def port(self) -> int: ...
+    def __new__(
+        cls,
+        sockaddr: Sequence[Any],
+        group: str | None = None,
+        interface: str | None = None,
+        ttl: int | None = None,
+        timestamp: int | None = None,
+        truncated: bool = False,
+    ) -> Self: ...
+
+@final
+class Reader:
+    interface: str | None
+    offload: bool
+    @property
+    def socket(self) -> _socket.socket: ...
+    @property
+    def mtu(self) -> int: ...
+    @property
+    def group(self) -> str | None: ...
+    @property
+    def details(self) -> bool: ...
+    @property
+    def packets(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def truncated(self) -> int: ...
+    def __init__(
+        self,
+        socket: _socket.socket,
+        mtu: int,
+        *,
+        group: str | None = None,
+        interface: str | None = None,
+        details: bool = False,
+        offload: bool = False,
+    ) -> None: ...
+
+@final
+class Writer:
+    offload: bool
+    @property
+    def socket(self) -> _socket.socket: ...
+    @property
+    def sockaddr(self) -> tuple[Any, ...]: ...
+    def __init__(self, socket: _socket.socket, sockaddr: tuple[Any, ...], *, offload: bool = False) -> None: ...
+
+def receive(reader: Reader, limit: int = 64, /) -> tuple[list[bytes], list[Address]]: ...
+def send(writer: Writer, packets: list[bytes], start: int = 0, /) -> int: ...
+def take(packets: Iterator[object], into: list[bytes], count: int, longest: int, /) -> None: ...
+def use_encode(encode: Callable[[object, int], bytes], /) -> None: ...
