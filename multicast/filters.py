@@ -42,11 +42,11 @@ def pattern(filter: Filter) -> re.Pattern[bytes] | None:
         # The same expression on bytes; re.UNICODE has no meaning there, and re refuses it.
         flags = given.flags & ~re.UNICODE
         given = given.pattern
-    if isinstance(given, str):
-        given = given.encode()
-    if not isinstance(given, bytes):
+    if not isinstance(given, (str, bytes)):
         return None
     try:
+        if isinstance(given, str):
+            given = given.encode(errors="surrogateescape")  # bytes from a command line come as such text
         return re.compile(given, flags)
     except (re.error, ValueError, OverflowError, RecursionError) as error:
         where = f" at position {error.pos}" if isinstance(error, re.error) and error.pos is not None else ""

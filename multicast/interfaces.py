@@ -108,9 +108,10 @@ def resolve(what: str | int | Interface, present: Iterable[Interface] | None = N
         what = what.index
     here = list(interfaces() if present is None else present)
     text = str(what).strip()
-    for interface in here:
-        if text == interface.name:
-            return interface
+    if isinstance(what, str):  # a number is an index, even where somebody has given it as a name
+        for interface in here:
+            if text == interface.name:
+                return interface
     if text.isdecimal():
         for interface in here:
             if int(text) == interface.index:
