@@ -33,6 +33,7 @@ LEVELS = {
     "discovery": 3,
     "streams": 3,
     "capture": 3,
+    "testing": 3,
     "aio": 3,
     "doctor": 3,
     "cli": 4,
