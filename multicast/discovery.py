@@ -35,7 +35,7 @@ from typing import Any, Self
 
 from . import batch, sockets
 from .batch import Address
-from .errors import ArgumentError
+from .errors import ArgumentError, PacketSizeError
 from .filters import Filter
 from .interfaces import interfaces
 from .listeners import DatagramListener, MulticastListener
@@ -268,9 +268,9 @@ class Requester(DatagramListener):
             raise ArgumentError(f"timeout must be None or 0 or more seconds, not {timeout!r}")
         self.timeout = timeout
         self._exchange = Exchange(limit)
-        self._packet = None if packet is None else batch.encode(packet, self.group.longest)
-        self._ttl, self._interface = ttl, interface
-        self._look()
+        self._request_packet = None if packet is None else batch.encode(packet, self.group.longest)
+        self._wanted_ways = (ttl, interface)
+        self._look_around()
         self._batches_left: int | None = None  # None while the time is not over
         #: The reply that `handle_reply` is called with, or was called with last.
         self.reply: Reply | None = None
@@ -278,14 +278,14 @@ class Requester(DatagramListener):
         everywhere = "::" if self.group.family == socket.AF_INET6 else "0.0.0.0"  # noqa: S104 -- whichever is asked
         opened = sockets.open_unicast(everywhere, 0, ttl=ttl, rcvbuf=rcvbuf, details=True)
         self._start(opened, _LONGEST, None, None, True, poller)
-        if self._packet is not None:
+        if self._request_packet is not None:
             self.ask()
 
-    def _look(self) -> None:
+    def _look_around(self) -> None:
         """See which interfaces and addresses this host has."""
-        self._ways, self._every = sockets.ways(self.group, self._ttl, self._interface)
+        self._ways, self._by_all = sockets.ways(self.group, *self._wanted_ways)
         # An address of this host stands for the host: which of them a local reply comes from says nothing.
-        self._own = frozenset(address for present in interfaces() for address in present.addresses)
+        self._own_addresses = frozenset(address for present in interfaces() for address in present.addresses)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} to {self.group}{', closed' if self.closed else ''}>"
@@ -325,30 +325,30 @@ class Requester(DatagramListener):
         Interfaces that came or went since the last are taken into account. Raises what the constructor raises.
         """
         if packet is not None:
-            self._packet = batch.encode(packet, self.group.longest)
-        if self._packet is None:
+            self._request_packet = batch.encode(packet, self.group.longest)
+        if self._request_packet is None:
             raise ArgumentError("there is no request to send again; give ask() a packet")
         if self.socket is None:
             raise ArgumentError("this requester is closed; make another one to ask again")
         if self._exchange.asked:
-            self._look()
+            self._look_around()
         now = self.poller.time()
-        self._send(self.socket, self._packet)
+        self._send_by_each(self.socket, self._request_packet)
         number = self._exchange.ask(now)
         self._batches_left = None
         if self._timer is not None:
             self._timer.cancel()
         if self.timeout is not None:
-            self._timer = self.poller.call_at(now + self.timeout, self._expire)
+            self._timer = self.poller.call_at(now + self.timeout, self._time_is_over)
         return number
 
-    def _send(self, opened: socket.socket, packet: bytes) -> None:
+    def _send_by_each(self, opened: socket.socket, packet: bytes) -> None:
         failures: list[OSError] = []
         for way in self._ways:
             try:
                 sockets.send_by(opened, packet, self.group.sockaddr(way.index), way.index, way.source or None)
             except OSError as error:
-                if not self._every:
+                if not self._by_all:
                     raise
                 failures.append(error)
                 _log.warning("the request to %s is not sent by %s: %s", self.group, _name(way.index), error)
@@ -382,7 +382,7 @@ class Requester(DatagramListener):
         if self._exchange.asked == asked:
             self.close()
 
-    def _expire(self) -> None:
+    def _time_is_over(self) -> None:
         # What came in time may wait at the socket still: it is read before the end.
         self._batches_left = _LAST_BATCHES
         self.poller.revisit(self)
@@ -390,7 +390,7 @@ class Requester(DatagramListener):
     def handle_packet(self, packet: bytes, addr: Address) -> object:
         """Find out what `packet` answers and hand it on; called for each packet that arrives."""
         now = _arrival(addr, self.poller.time())
-        here = addr.host in self._own or addr.host.startswith("127.")
+        here = addr.host in self._own_addresses or addr.host.startswith("127.")
         responder, way = ("", addr.port) if here else (addr.host, addr.port), (addr.host, addr.group)
         number = self.which(packet, addr)
         round_trip = self._exchange.answer(number, now, responder, way)
@@ -548,7 +548,7 @@ class Responder(MulticastListener):
     500.
     """
 
-    _private: socket.socket | None = None
+    _reply_socket: socket.socket | None = None
 
     def __init__(
         self,
@@ -571,11 +571,11 @@ class Responder(MulticastListener):
             raise ArgumentError("ttl must be 1 or more for replies: packets to a single host cannot have 0")
         #: The most bytes of a reply.
         self.longest = longest
-        self._requests = self._sent = self._copied = self._unanswerable = self._limited = self._failed = 0
+        self._tally = dict.fromkeys(ReplyStatistics.__dataclass_fields__, 0)
         super().__init__(filter, ip, port, mtu, details=True, **options)
         everywhere = "::" if self.group.family == socket.AF_INET6 else "0.0.0.0"  # noqa: S104 -- see reply()
         # Nobody reads from this socket, so the kernel need not keep what is sent to it.
-        self._private = sockets.open_unicast(everywhere, 0, hops=ttl, rcvbuf=1)
+        self._reply_socket = sockets.open_unicast(everywhere, 0, hops=ttl, rcvbuf=1)
 
     @abstractmethod
     def handle_request(self, packet: bytes, addr: Address) -> str | bytes | None:
@@ -587,13 +587,13 @@ class Responder(MulticastListener):
     def handle_packet(self, packet: bytes, addr: Address) -> None:
         """Have a request answered where that is allowed; called for each packet that passes the filter."""
         now = self.poller.time()
-        self._requests += 1
+        self._tally["requests"] += 1
         if not answerable(addr.host, addr.port):
-            self._unanswerable += 1
+            self._tally["unanswerable"] += 1
         elif self._copies.seen(packet, addr.port, addr.interface, _arrival(addr, now)):
-            self._copied += 1
+            self._tally["copies"] += 1
         elif not self._allowance.permits(addr.host, now):
-            self._limited += 1
+            self._tally["limited"] += 1
         else:
             reply = self.handle_request(packet, addr)
             if reply is not None:
@@ -605,15 +605,20 @@ class Responder(MulticastListener):
         It does not go when the limits forbid it, the kernel refuses it or the responder is closed; that is counted.
         Raises `PacketTypeError`, and `PacketSizeError` for a reply of more than `longest` bytes.
         """
-        data = batch.encode(packet, self.longest)
-        if self._private is None:
+        data = batch.encode(packet)
+        if len(data) > self.longest:
+            raise PacketSizeError(
+                f"the reply has {len(data)} bytes and this responder sends {self.longest} at most; shorten it, or raise"
+                " longest= where requests cannot be forged"
+            )
+        if self._reply_socket is None:
             return False
         if not answerable(addr.host, addr.port):
-            self._unanswerable += 1
+            self._tally["unanswerable"] += 1
             return False
         now = self.poller.time()
         if not self._allowance.permits(addr.host, now):
-            self._limited += 1
+            self._tally["limited"] += 1
             return False
         self._allowance.take(addr.host, now)
         # With the interface given and no address, the kernel takes that address of the interface which suits the
@@ -621,29 +626,27 @@ class Responder(MulticastListener):
         index = next((interface.index for interface in self.interfaces if interface.name == addr.interface), 0)
         sockaddr = tuple(addr) if len(addr) == 2 else (addr[0], addr[1], 0, addr[3])
         try:
-            sockets.send_by(self._private, data, sockaddr, index)
+            sockets.send_by(self._reply_socket, data, sockaddr, index)
         except OSError:
             # What a requester writes as its source must not be able to stop us, so this is counted and not raised.
-            self._failed += 1
+            self._tally["failed"] += 1
             return False
-        self._sent += 1
+        self._tally["sent"] += 1
         return True
 
     def reply_statistics(self) -> ReplyStatistics:
         """Return what was counted of requests and replies so far."""
-        return ReplyStatistics(
-            self._requests, self._sent, self._copied, self._unanswerable, self._limited, self._failed
-        )
+        return ReplyStatistics(**self._tally)
 
     def close(self) -> None:
         """Leave the group and close both sockets. Idempotent."""
-        private, self._private = self._private, None
-        if private is not None:
-            private.close()
+        replying, self._reply_socket = self._reply_socket, None
+        if replying is not None:
+            replying.close()
         super().close()
 
     def _abandon(self) -> None:
-        private, self._private = self._private, None
-        if private is not None:
-            private.close()
+        replying, self._reply_socket = self._reply_socket, None
+        if replying is not None:
+            replying.close()
         super()._abandon()

@@ -25,6 +25,8 @@ class Entry(NamedTuple):
 COMMANDS: dict[str, Entry] = {
     "send": Entry("basic", "send", "send packets to a group"),
     "listen": Entry("basic", "listen", "print what arrives from groups"),
+    "request": Entry("conversation", "request", "ask a group, and print who answers what"),
+    "respond": Entry("conversation", "respond", "answer requests to a group"),
     "interfaces": Entry("basic", "show_interfaces", "show the interfaces of this host, and the groups joined"),
     "demo": Entry("demo", "demo", "show the library at work, without a network"),
 }
