@@ -22,6 +22,7 @@ from typing import Any
 import click
 
 from multicast.batch import Address
+from multicast.discovery import Requester, Responder
 from multicast.listeners import MulticastListener
 from multicast.poller import Poller
 from multicast.senders import Multicaster, sendto
@@ -83,7 +84,7 @@ class Stage:
         if not self._out.drive(self.poller, done, _PATIENCE):
             raise KeyboardInterrupt
 
-    def expect(self, listener: Listener, wanted: Sequence[str]) -> None:
+    def expect(self, listener: Listener | Asker, wanted: Sequence[str]) -> None:
         """Say whether a listener got what it should have, and close it."""
         counts = listener.statistics()
         self._received += counts.packets
@@ -104,6 +105,18 @@ class Stage:
         """Add what a sender has sent, and close it."""
         self._sent += sender.statistics().packets
         sender.close()
+
+    def asked(self, requester: Asker) -> None:
+        """Add the requests that were sent."""
+        self._sent += requester.asked
+
+    def retire(self, responder: Helper) -> None:
+        """Add what a responder has received and sent, and close it."""
+        counts = responder.statistics()
+        self._received += counts.packets
+        self._dropped += counts.dropped
+        self._sent += responder.reply_statistics().sent
+        responder.close()
 
     def skip(self, text: str) -> None:
         """Say that a part cannot be shown here."""
@@ -154,6 +167,36 @@ class Sender(Multicaster):
         for packet in self._given:
             self._stage.shows(self.name, "sends", packet.encode())
             yield packet.encode()
+
+
+class Helper(Responder):
+    """Shows the requests, and answers with its name."""
+
+    def __init__(self, stage: Stage, name: str, ip: str) -> None:
+        super().__init__(ip=ip, port=_PORT, **stage.listening)
+        self.name = name
+        self._stage = stage
+
+    def handle_request(self, packet: bytes, addr: Address) -> str:
+        """Show the request, and reply."""
+        self._stage.shows(self.name, "gets", packet)
+        return f"{self.name} is here"
+
+
+class Asker(Requester):
+    """Sends a request, shows and keeps the replies."""
+
+    def __init__(self, stage: Stage, name: str, packet: str, ip: str) -> None:
+        stage.shows(name, "asks", packet.encode())
+        super().__init__(packet, ip, _PORT, timeout=_PATIENCE, poller=stage.poller, **stage.sending)
+        self.name = name
+        self.got: list[bytes] = []
+        self._stage = stage
+
+    def handle_reply(self, packet: bytes, addr: Address) -> None:
+        """Show and keep the reply."""
+        self.got.append(packet)
+        self._stage.shows(self.name, "gets", packet)
 
 
 # -- the parts -----------------------------------------------------------------------------------------------------
@@ -211,8 +254,24 @@ def ipv6(stage: Stage) -> None:
     stage.expect(six, ["hello, IPv6"])
 
 
+def requests(stage: Stage) -> None:
+    """A request to a group, answered by three."""
+    group = "239.255.42.44"
+    helpers = [Helper(stage, name, group) for name in ("anna", "berta", "carla")]
+    for helper in helpers:
+        stage.introduce(helper.name, "Responder: replies to who asked, and to nobody else")
+    stage.introduce("asker", "Requester: asks the group, and gathers what comes back")
+    asker = Asker(stage, "asker", "who is there?", group)
+    stage.drive(lambda: len(asker.got) >= len(helpers))
+    asker.got.sort()  # they answer in any order
+    for helper in helpers:
+        stage.retire(helper)
+    stage.asked(asker)
+    stage.expect(asker, [f"{helper.name} is here" for helper in helpers])
+
+
 #: What is shown, in this order; the first line of each docstring is the title.
-PARTS: list[Callable[[Stage], None]] = [filters, sources, ipv6]
+PARTS: list[Callable[[Stage], None]] = [filters, sources, ipv6, requests]
 
 
 # -- the command ---------------------------------------------------------------------------------------------------
