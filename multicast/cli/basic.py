@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import sys
 import time
@@ -205,8 +206,9 @@ def send(
     given: _Input | None = None
     packets: Iterator[bytes | None]
     if path is None:
-        joined = " ".join(text)
-        packet = _unhex(joined, lambda text: click.BadParameter(text, param_hint="TEXT")) if as_hex else joined.encode()
+        packet = os.fsencode(" ".join(text))
+        if as_hex:
+            packet = _unhex(packet.decode("ascii", "replace"), lambda text: click.BadParameter(text, param_hint="TEXT"))
         endless = count is None and bool(interval or rate)
         packets = repeat(packet) if endless else repeat(packet, count or 1)
     else:
@@ -232,11 +234,12 @@ def send(
                 poller=poller,
             )
             by, source = _way(group, ttl, interface, source_ip)
+            finished = None
             try:
                 finished = out.drive(poller, lambda: sender.closed, writes=False)
             finally:
                 sent = sender.statistics()
-                if sent.packets or sender.closed:
+                if finished is not None or sent.packets:  # what goes wrong before the first packet is told alone
                     _tell(out, sent, group, by, source, ttl, time.monotonic() - began)
     finally:
         if given is not None:
@@ -289,7 +292,7 @@ def _way(group: Group, ttl: int, interface: str | None, source_ip: str | None) -
     loopback = next((one for one in here if one.loopback), None)
     by: Interface | None = None
     try:
-        if ttl == 0:
+        if ttl == 0 or (interface is None and source_ip is not None and ipaddress.ip_address(source_ip).is_loopback):
             by = loopback
         elif interface is not None:
             by = resolve(interface, here)
@@ -306,7 +309,7 @@ def _way(group: Group, ttl: int, interface: str | None, source_ip: str | None) -
                 return by.name, interface
             way = route(group.address, by.index)
             return by.name, None if way is None else way.source
-    except (MulticastError, OSError):
+    except (MulticastError, OSError, ValueError):
         return None, source_ip  # what can be wrong here, sending has told or will tell
     return (None if by is None else by.name), source_ip
 
@@ -316,6 +319,8 @@ def _way(group: Group, ttl: int, interface: str | None, source_ip: str | None) -
 # What a slow terminal or disk may be behind before the kernel drops packets: two seconds of a 16 Mbit/s stream. The
 # kernel may grant less; what it drops is counted and reported.
 _RCVBUF = 4 << 20
+# How long that may take to be read when it is time to stop, in seconds.
+_LAST_LOOK = 0.5
 # Forged sources must not fill the memory; nobody needs to tell more apart.
 _MOST_SOURCES = 100_000
 
@@ -469,6 +474,7 @@ def listen(
         listening.began = time.monotonic()
         finished = out.drive(poller, lambda: listening.enough, deadline)
         seconds = time.monotonic() - listening.began
+        _finish(poller, printers)
         counts = [printer.statistics() for printer in printers]
     dropped = sum(one.dropped for one in counts)
     filtered = sum(one.filtered for one in counts)
@@ -491,6 +497,18 @@ def listen(
     if expect is not None and listening.packets:
         out.say(f"{plural(expect, 'packet')} {'was' if expect == 1 else 'were'} expected")
     return Exit.NO if finished else Exit.INTERRUPTED
+
+
+def _finish(poller: Poller, printers: Sequence[_Printer]) -> None:
+    """Take what had arrived when it was time to stop, and not what comes meanwhile: a flood must not keep us."""
+    until = time.monotonic() + _LAST_LOOK
+    seen = -1
+    while time.monotonic() < until:
+        poller.poll()
+        now = sum(printer.statistics().packets for printer in printers)
+        if now == seen:
+            break
+        seen = now
 
 
 def _summary(listening: _Listening, seconds: float, filtered: int, dropped: int) -> str:

@@ -242,8 +242,11 @@ class Output:
 
     def fail(self, text: str) -> None:
         """Say what went wrong; quiet or not."""
-        sys.stderr.write(f"{self._prefix('red')}{text}\n")
-        sys.stderr.flush()
+        try:
+            sys.stderr.write(f"{self._prefix('red')}{text}\n")
+            sys.stderr.flush()
+        except OSError:  # nobody is there to be told; the exit code remains
+            pass
 
     def _prefix(self, colour: str) -> str:
         return _styled("multicast:", ("bold", colour)) + " " if self._colour_messages else "multicast: "
@@ -419,8 +422,7 @@ def _explain(out: Output, error: Exception) -> Exit:
         out.fail(error.format_message())
         return Exit(error.exit_code)
     text = errors.describe(error)
-    if not out.verbose:
-        text = _NUMBER.sub(".", text)
+    text = _NUMBER.sub(r"\g<0>." if out.verbose else ".", text)
     out.fail(printable(in_options(text)))
     return _code(error)
 
@@ -485,11 +487,21 @@ class _Program(click.Group):
         )
         super().format_options(ctx, formatter)
 
+    # A broken pipe is told apart before click makes something else of it.
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except BrokenPipeError:
+            raise _Closed from None
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            raise _Closed from None  # before click makes something else of it
+            raise _Closed from None
 
     def main(
         self,
@@ -501,6 +513,7 @@ class _Program(click.Group):
         **extra: Any,
     ) -> Any:
         """Run, explain what goes wrong, and leave with the exit code, as `SystemExit`."""
+        _open_missing()
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):  # a character that the terminal has not is no reason to fail
                 stream.reconfigure(errors="backslashreplace")
@@ -520,11 +533,22 @@ class _Program(click.Group):
             code = _explain(out, error)
         finally:
             log.removeHandler(handler)
-        _finish(out)
+        _finish()
         sys.exit(int(code or 0))
 
 
-def _finish(out: Output) -> None:
+def _open_missing() -> None:
+    """See to it that 0, 1 and 2 are open; otherwise a socket of ours would get the number, and then the output."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            try:
+                os.fstat(number)
+            except OSError:
+                os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+
+
+def _finish() -> None:
     """Write out what is left, or see to it that the interpreter does not fail over it when it ends."""
     for stream in (sys.stdout, sys.stderr):
         try:
