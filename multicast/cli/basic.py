@@ -469,10 +469,14 @@ def listen(
             ]
         names = [printable(interface.name) for printer in printers for interface in printer.interfaces]
         listening.width = max(map(len, names))
-        for printer in printers:
-            out.say(printer.joined + (", Ctrl-C to stop" if wanted is None and deadline is None else ""))
+        hint = ", Ctrl-C to stop" if wanted is None and deadline is None else ""
         listening.began = time.monotonic()
-        finished = out.drive(poller, lambda: listening.enough, deadline)
+        finished = out.drive(
+            poller,
+            lambda: listening.enough,
+            deadline,
+            ready=lambda: out.say("\n".join(printer.joined + hint for printer in printers)),
+        )
         seconds = time.monotonic() - listening.began
         _finish(poller, printers)
         counts = [printer.statistics() for printer in printers]

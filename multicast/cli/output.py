@@ -259,26 +259,29 @@ class Output:
         done: Callable[[], object] = lambda: False,
         limit: float | None = None,
         *,
+        ready: Callable[[], object] = lambda: None,
         writes: bool = True,
     ) -> bool:
         """Poll until `done()` is true, `limit` seconds have passed or somebody calls `poller.stop()`; return True.
 
         Return False when Ctrl-C or SIGTERM came first. Either way no handler was torn apart, and the command goes on:
-        it can print what it has. What was written is flushed before each wait. Unless `writes` says that nothing is
+        it can print what it has. `ready()` is called first: who learns from what it prints that we are ready may
+        interrupt us at once. What was written is flushed before each wait. Unless `writes` says that nothing is
         written meanwhile, the command ends at once and quietly when the reader of a pipe on stdout goes away.
         """
-
-        def ready() -> object:
-            self.flush()
-            return done()
-
         timer = None if limit is None else poller.call_later(limit, poller.stop)
         watch = _watch_reader() if writes else None
         if watch is not None:
             poller.register(watch, _WATCH_ONLY)
         try:
             with self._stopping(poller) as signals:
-                poller.run_until(ready)
+
+                def over() -> object:
+                    self.flush()
+                    return signals or done()
+
+                ready()
+                poller.run_until(over)
             self.flush()
         finally:
             if timer is not None:
