@@ -27,6 +27,7 @@ from .sockets import (
     DEFAULT_PORT,
     Group,
     WhichInterfaces,
+    check_rcvbuf,
     drops,
     join_on,
     leave,
@@ -86,16 +87,18 @@ class DatagramListener(Dispatcher):
         details: bool = False,
         poller: Poller | None = None,
     ) -> None:
-        self._prepare(filter, mtu)
+        self._prepare(filter, mtu, rcvbuf)
         opened = open_unicast(ip, port, rcvbuf=rcvbuf, details=details)
         own = opened.getsockname()[0]
         self._start(opened, mtu, None if own in ("0.0.0.0", "::") else own, None, details, poller)  # noqa: S104
 
-    def _prepare(self, filter: Filter, mtu: int) -> None:
+    def _prepare(self, filter: Filter, mtu: int, rcvbuf: int | None = None) -> None:
         """Check what can be checked before a socket is opened."""
         self._accept = filters.predicate(filters.class_filter(self) if filter is None else filter)
         if isinstance(mtu, bool) or not isinstance(mtu, int) or mtu < 1:
             raise ArgumentError(f"mtu must be a number of bytes, 1 or more, not {mtu!r}")
+        if rcvbuf is not None:
+            check_rcvbuf(rcvbuf)
 
     def _start(
         self,
@@ -109,7 +112,7 @@ class DatagramListener(Dispatcher):
         """Take over the socket."""
         Dispatcher.__init__(self, opened, poller)
         self._reader = batch.Reader(opened, mtu, group=group, interface=interface, details=details)
-        # Read and not delivered yet: a handler raised.
+        # Read and not delivered yet: a handler raised, or is at work.
         self._unread: Iterator[tuple[bytes, Address]] | None = None
         self._delivered = self._filtered = self._dropped = 0
         self._read_before = (0, 0, 0)  # packets, bytes and cut ones, by readers that this one has replaced
@@ -135,14 +138,16 @@ class DatagramListener(Dispatcher):
 
     def handle_read(self) -> None:
         """Receive one batch and deliver it; called by the poller."""
-        unread = self._unread
-        if unread is None:
-            unread = zip(*batch.receive(self._reader), strict=True)
-        else:
-            self._unread = None
-        self._deliver(unread)
+        if self._unread is None:
+            self._unread = zip(*batch.receive(self._reader, self._room()), strict=True)
+        self._deliver(self._unread)
+
+    def _room(self) -> int:
+        """Return how many packets may be read now."""
+        return batch.LIMIT
 
     def _deliver(self, packets: Iterator[tuple[bytes, Address]]) -> None:
+        # `packets` is `_unread` all the while, so that a handler that polls gets the rest of it before newer ones.
         accept, handle = self._accept, self.handle_packet
         delivered = filtered = 0
         try:
@@ -156,10 +161,12 @@ class DatagramListener(Dispatcher):
                     break
                 if self.socket is None:  # the handler closed its own listener
                     break
+            if self._unread is packets:
+                self._unread = None
         except BaseException:
             rest = list(packets)
-            if rest and self.socket is not None:
-                self._unread = iter(rest)
+            self._unread = iter(rest) if rest and self.socket is not None else None
+            if self._unread is not None:
                 self.poller.revisit(self)
             raise
         finally:
@@ -236,7 +243,7 @@ class MulticastListener(DatagramListener):
     ) -> None:
         #: The group, its port and sources.
         self.group = Group.of(ip, port, sources)
-        self._prepare(filter, mtu)
+        self._prepare(filter, mtu, rcvbuf)
         chosen = receiving(self.group, interface)
         # What was asked for, and the names this meant: a device that is made anew comes back under its name only.
         self._asked = [(one, resolve(one, chosen).name) for one in named(self.group, interface)]
@@ -439,11 +446,19 @@ class Inbox(MulticastListener):
     def handle_packet(self, packet: bytes, addr: Address) -> object:
         """Keep the packet until it is asked for."""
         self._waiting.append((packet, addr))
-        if len(self._waiting) >= self._capacity and not self._full:
+        return False
+
+    def handle_read(self) -> None:
+        """Receive as many packets as there is room for; called by the poller."""
+        if self._room() > 0:
+            super().handle_read()
+        if self._room() <= 0 and self in self.poller:
             # Leave the rest in the kernel, which counts what it has no room for.
             self._full = True
             self.poller.modify(self, select.EPOLLERR)
-        return False
+
+    def _room(self) -> int:
+        return min(batch.LIMIT, self._capacity - len(self._waiting))
 
     def __len__(self) -> int:
         """Return how many packets wait."""
@@ -465,9 +480,11 @@ class Inbox(MulticastListener):
             if not self._waiting:
                 raise StopIteration
         packet, self.addr = self._waiting.popleft()
-        if self._full and not self.closed:
+        if self._full and self in self.poller:
             self._full = False
-            self.poller.modify(self, select.EPOLLIN)
+            self.poller.modify(self, 0)
+            if self.pending:
+                self.poller.revisit(self)
         if self._limit is not None:
             self._limit -= 1
         return packet
@@ -488,6 +505,8 @@ class _Delivery(MulticastListener):
 
     def handle_packet(self, packet: bytes, addr: Address) -> object:
         if self._left is not None:
+            if self._left == 0:  # the handler polls, and is called with the last packet right now
+                return True
             self._left -= 1
         self.result = self._handler(packet, addr)
         return self.result or self._left == 0

@@ -171,6 +171,12 @@ def check_ttl(ttl: object) -> int:
     return int(ttl)
 
 
+def check_rcvbuf(wanted: object) -> None:
+    """Raise `ArgumentError` for what is no size of a receive buffer."""
+    if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
+        raise ArgumentError(f"rcvbuf must be a number of bytes, 1 or more, not {wanted!r}")
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """An IP address and a port that packets are sent to or received at, and the interface they go by, if one is named.
@@ -815,8 +821,7 @@ def receive_buffer(opened: socket.socket, wanted: int | None = None) -> int:
     what was asked for. A smaller one than wanted is logged once, with the setting to raise.
     """
     if wanted is not None:
-        if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
-            raise ArgumentError(f"rcvbuf must be a number of bytes, 1 or more, not {wanted!r}")
+        check_rcvbuf(wanted)
         try:
             opened.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, min(wanted, 0x3FFFFFFF))  # needs CAP_NET_ADMIN
         except PermissionError:
