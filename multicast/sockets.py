@@ -17,7 +17,9 @@ Facts about Linux that decide what is set, and in which order (ip(7), ipv6(7), s
 
 from __future__ import annotations
 
+import array
 import enum
+import errno
 import ipaddress
 import logging
 import re
@@ -48,9 +50,12 @@ __all__ = [
     "open_sender",
     "open_stream",
     "open_unicast",
+    "overflows",
     "prepare_stream",
     "receive_buffer",
     "send_by",
+    "set_up_receiver",
+    "takes_bursts",
     "ways",
 ]
 
@@ -71,15 +76,21 @@ _MCAST_JOIN_GROUP = 42
 _MCAST_BLOCK_SOURCE = 43
 _MCAST_LEAVE_GROUP = 45
 _MCAST_JOIN_SOURCE_GROUP = 46
+_SO_ATTACH_FILTER = 26
 _SO_RCVBUFFORCE = 33
 _SO_TIMESTAMPNS = 35
 _SO_MEMINFO = 55
+_SO_ATTACH_FILTER = 26
+_SO_NETNS_COOKIE = 71
+_UDP_GRO = 104
 _SK_MEMINFO_DROPS = 8
 
 #: One interface: a name, an index, or one of its addresses.
 WhichInterface: TypeAlias = "str | int | Interface"
 #: Several of them; None and "all" mean every one that is up and can do multicast, and ``lo``.
 WhichInterfaces: TypeAlias = "WhichInterface | Sequence[WhichInterface] | None"
+#: A program for the kernel, as `filters.assemble` returns it; empty for none.
+Program: TypeAlias = Sequence[tuple[int, int, int, int]]
 
 
 class Scope(enum.IntEnum):
@@ -648,12 +659,15 @@ def open_receiver(
     rcvbuf: int | None = None,
     details: bool = False,
     optional: bool = False,
+    program: Program = (),
+    bursts: bool = False,
 ) -> tuple[socket.socket, list[Interface]]:
     """Open a non-blocking socket that receives `group` on the interfaces `chosen`; return it with those joined.
 
     With sources in `group` the joins are source-specific; packets from `exclude` are refused otherwise. `rcvbuf` is
     the size of the receive buffer wanted, in bytes. With `details` the kernel adds arrival interface, TTL and time
-    to each packet. With `optional` it is enough that one interface can be joined; the others are logged.
+    to each packet. With `optional` it is enough that one interface can be joined; the others are logged. `program`
+    and `bursts` are for `set_up_receiver`.
 
     Raises `GroupError` and `OSError` with advice; nothing stays open then.
     """
@@ -672,10 +686,7 @@ def open_receiver(
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         opened.setsockopt(table.level, table.all, 0)
-        if details:
-            enable_details(opened)
-        if rcvbuf is not None:
-            receive_buffer(opened, rcvbuf)
+        set_up_receiver(opened, rcvbuf, details, program, bursts)
         _bind(opened, group.sockaddr(chosen[0].index))
         joined = []
         refused: OSError | None = None
@@ -704,11 +715,14 @@ def open_unicast(
     hops: int | None = None,
     rcvbuf: int | None = None,
     details: bool = False,
+    program: Program = (),
+    bursts: bool = False,
 ) -> socket.socket:
     """Open a non-blocking socket of one's own at a unicast address of this host, shared with nobody.
 
     `ip` may be ``0.0.0.0`` or ``::`` for all addresses, `port` 0 for any free one. It is not connected, so it hears
-    answers from anywhere. `ttl` is for what is sent from it to groups, `hops` (1 to 255) the same for single hosts.
+    answers from anywhere. `ttl` is for what is sent from it to groups, `hops` (1 to 255) the same for single hosts;
+    `program` and `bursts` are for `set_up_receiver`.
     Raises `ArgumentError`, `GroupError` and `OSError` with advice; nothing stays open then.
     """
     address = _address(ip, "address")
@@ -727,10 +741,7 @@ def open_unicast(
             opened.setsockopt(table.level, table.ttl, ttl)
         if hops is not None:
             opened.setsockopt(table.level, table.hops, hops)
-        if details:
-            enable_details(opened)
-        if rcvbuf is not None:
-            receive_buffer(opened, rcvbuf)
+        set_up_receiver(opened, rcvbuf, details, program, bursts)
         _bind(opened, (_plain(address), port) if table is _IPV4 else (_plain(address), port, 0, scope))
     except BaseException:
         opened.close()
@@ -803,6 +814,32 @@ def _storage(address: str) -> bytes:
     return packed.ljust(128, b"\0")
 
 
+def set_up_receiver(
+    opened: socket.socket, rcvbuf: int | None, details: bool, program: Program = (), bursts: bool = False
+) -> None:
+    """Set the options that a socket needs before it is bound, for from then on packets come in.
+
+    `program` is one of classic BPF, each instruction a tuple of struct sock_filter's four numbers; it sees packets
+    from the UDP header on. With `bursts` the kernel hands over packets that came together as one datagram (UDP_GRO,
+    udp(7)); kernels before 5.0 do not know it, and go on packet by packet.
+    """
+    if program:
+        code = array.array("B", b"".join(struct.pack("=HBBI", *instruction) for instruction in program))
+        # struct sock_fprog: the number of instructions, and where they are.
+        described = struct.pack("@HP", len(program), code.buffer_info()[0])
+        opened.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, described)
+    if bursts:
+        try:
+            opened.setsockopt(socket.IPPROTO_UDP, _UDP_GRO, 1)
+        except OSError as error:
+            if error.errno != errno.ENOPROTOOPT:
+                raise
+    if details:
+        enable_details(opened)
+    if rcvbuf is not None:
+        receive_buffer(opened, rcvbuf)
+
+
 def enable_details(opened: socket.socket) -> None:
     """Have the kernel add arrival interface, destination, TTL and receive time to each packet."""
     table = _IPV6 if opened.family == socket.AF_INET6 else _IPV4
@@ -844,6 +881,98 @@ def drops(opened: socket.socket) -> int:
     """Return how many packets the kernel has dropped at this socket since it was opened, modulo 2**32."""
     info = opened.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 36)
     return int(struct.unpack_from("@I", info, 4 * _SK_MEMINFO_DROPS)[0])
+
+
+def overflows(opened: socket.socket) -> int | None:
+    """Return how many packets all sockets of this family have lost for want of room or by a bad checksum.
+
+    That is in the network namespace of `opened`; None when this thread is in another one, or the kernel does not say.
+    A single socket's own counter (`drops`) counts what its program refused along with it.
+    """
+    six = opened.family == socket.AF_INET6
+    try:
+        with socket.socket(opened.family, socket.SOCK_DGRAM) as here:
+            one, other = (each.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8) for each in (opened, here))
+        if one != other:
+            return None
+        with open(f"/proc/thread-self/net/{'snmp6' if six else 'snmp'}", encoding="ascii") as file:
+            lines = [line.split() for line in file if line.startswith("Udp6" if six else "Udp:")]
+    except OSError:
+        return None
+    counters = {line[0].removeprefix("Udp6"): line[1] for line in lines} if six else dict(zip(*lines, strict=True))
+    return sum(int(counters.get(name, 0)) for name in ("RcvbufErrors", "MemErrors", "InCsumErrors"))
+
+
+# Queueing disciplines that take bursts apart, drop some of the packets where the queue is full, and report success.
+_DIVIDING = (b"tbf", b"netem", b"cake", b"taprio")
+# rtnetlink(7): struct nlmsghdr, struct tcmsg, and the attribute that names the discipline.
+_RTM_GETQDISC, _NLM_F_DUMP, _NLMSG_DONE, _NLMSG_ERROR, _TCA_KIND = 38, 0x301, 3, 2, 1
+
+
+def takes_bursts() -> bool:
+    """Whether whole bursts may be handed to the interfaces of this host as they are set up now.
+
+    They may not where a traffic shaper would drop a part of one without a sign.
+    """
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as kernel:
+            kernel.send(struct.pack("=IHHII", 36, _RTM_GETQDISC, _NLM_F_DUMP, 1, 0) + bytes(20))
+            while True:
+                reply = kernel.recv(65536)
+                at = 0
+                while at + 16 <= len(reply):
+                    length, kind = struct.unpack_from("=IH", reply, at)
+                    if kind == _NLMSG_DONE:
+                        return True
+                    if kind == _NLMSG_ERROR or length < 16:
+                        return True  # it has no disciplines, or does not tell: then it is no router with shapers
+                    size, attribute = struct.unpack_from("=HH", reply, at + 36) if length >= 40 else (0, 0)
+                    if attribute == _TCA_KIND and reply[at + 40 : at + 36 + size].rstrip(b"\0") in _DIVIDING:
+                        return False
+                    at += length + 3 & ~3
+                if not reply:
+                    return True
+    except OSError:
+        return True
+
+
+# Classic BPF (linux/filter.h): code, jump if true, jump if false, operand. Taken is what goes to 224/4 or ff00::/8, as
+# the network header says, and of that the first 256 bytes: enough for all headers of a datagram.
+_WIRE_FILTER = (
+    (0x28, 0, 0, 0xFFFFF000),  # A = the protocol of the frame
+    (0x15, 0, 3, 0x0800),  # IPv4?
+    (0x30, 0, 0, 16),  # A = first byte of the destination
+    (0x54, 0, 0, 0xF0),
+    (0x15, 3, 4, 0xE0),
+    (0x15, 0, 3, 0x86DD),  # IPv6?
+    (0x30, 0, 0, 24),
+    (0x15, 0, 1, 0xFF),
+    (0x06, 0, 0, 256),
+    (0x06, 0, 0, 0),
+)
+
+
+def open_wire() -> socket.socket:
+    """Open a non-blocking packet socket (packet(7)) that sees what goes to groups, on all interfaces, in and out.
+
+    Each packet starts with its IP header and is cut to 256 bytes. Interfaces are not made promiscuous, so what a
+    network card filters out is not seen. Copies that the kernel makes for members on the sending host are not shown
+    either, and what goes by ``lo`` is shown twice. Raises `PermissionError` without CAP_NET_RAW.
+    """
+    import ctypes  # only here; it takes longer to load than most of this package
+
+    program = ctypes.create_string_buffer(b"".join(struct.pack("@HBBI", *step) for step in _WIRE_FILTER))
+    opened = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0)
+    try:
+        # struct sock_fprog: how many steps, and where they are.
+        value = struct.pack("@HP", len(_WIRE_FILTER), ctypes.addressof(program))
+        opened.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, value)
+        # Bound only now, so that nothing comes in which the filter has not seen. ETH_P_ALL, in linux/if_ether.h, is 3.
+        opened.bind(("", 3))
+    except BaseException:
+        opened.close()
+        raise
+    return opened
 
 
 # -- streams -------------------------------------------------------------------------------------------------------
