@@ -236,12 +236,14 @@ class Route:
     interface: str
     #: The source address the packets get, as text; None when the kernel did not name one.
     source: str | None
+    #: The router they go to first, as text; None where the address is on the link itself.
+    gateway: str | None = None
 
 
 # rtnetlink(7): message types, and the attributes of a route.
 _RTM_NEWROUTE, _RTM_GETROUTE = 24, 26
 _NLM_F_REQUEST = 1
-_RTA_DST, _RTA_OIF, _RTA_PREFSRC = 1, 4, 7
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC = 1, 4, 5, 7
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
 _RTMSG = struct.Struct("=8BI")  # struct rtmsg: family, length of destination in bits, the rest not asked for
 _ATTRIBUTE = struct.Struct("=HH")  # struct rtattr: length, type
@@ -265,7 +267,7 @@ def route(address: str, interface: int = 0) -> Route | None:
     length, kind, *_ = _HEADER.unpack_from(reply)
     if kind != _RTM_NEWROUTE:
         return None  # the kernel's "network is unreachable" and the like
-    name, source = None, None
+    name, source, gateway = None, None, None
     at = _HEADER.size + _RTMSG.size
     while at + _ATTRIBUTE.size <= length:
         size, attribute = _ATTRIBUTE.unpack_from(reply, at)
@@ -277,5 +279,7 @@ def route(address: str, interface: int = 0) -> Route | None:
                 return None
         elif attribute == _RTA_PREFSRC:
             source = socket.inet_ntop(family, value)
+        elif attribute == _RTA_GATEWAY:
+            gateway = socket.inet_ntop(family, value)
         at += max(4, size + 3 & ~3)
-    return None if name is None else Route(name, source)
+    return None if name is None else Route(name, source, gateway)

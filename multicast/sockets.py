@@ -80,7 +80,6 @@ _SO_ATTACH_FILTER = 26
 _SO_RCVBUFFORCE = 33
 _SO_TIMESTAMPNS = 35
 _SO_MEMINFO = 55
-_SO_ATTACH_FILTER = 26
 _SO_NETNS_COOKIE = 71
 _UDP_GRO = 104
 _SK_MEMINFO_DROPS = 8
@@ -824,10 +823,7 @@ def set_up_receiver(
     udp(7)); kernels before 5.0 do not know it, and go on packet by packet.
     """
     if program:
-        code = array.array("B", b"".join(struct.pack("=HBBI", *instruction) for instruction in program))
-        # struct sock_fprog: the number of instructions, and where they are.
-        described = struct.pack("@HP", len(program), code.buffer_info()[0])
-        opened.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, described)
+        _attach(opened, program)
     if bursts:
         try:
             opened.setsockopt(socket.IPPROTO_UDP, _UDP_GRO, 1)
@@ -838,6 +834,13 @@ def set_up_receiver(
         enable_details(opened)
     if rcvbuf is not None:
         receive_buffer(opened, rcvbuf)
+
+
+def _attach(opened: socket.socket, program: Program) -> None:
+    code = array.array("B", b"".join(struct.pack("=HBBI", *instruction) for instruction in program))
+    # struct sock_fprog: the number of instructions, and where they are.
+    described = struct.pack("@HP", len(program), code.buffer_info()[0])
+    opened.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, described)
 
 
 def enable_details(opened: socket.socket) -> None:
@@ -959,16 +962,12 @@ def open_wire() -> socket.socket:
     network card filters out is not seen. Copies that the kernel makes for members on the sending host are not shown
     either, and what goes by ``lo`` is shown twice. Raises `PermissionError` without CAP_NET_RAW.
     """
-    import ctypes  # only here; it takes longer to load than most of this package
-
-    program = ctypes.create_string_buffer(b"".join(struct.pack("@HBBI", *step) for step in _WIRE_FILTER))
-    opened = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0)
+    everything = socket.htons(3)  # ETH_P_ALL in linux/if_ether.h
+    opened = socket.socket(
+        socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, everything
+    )
     try:
-        # struct sock_fprog: how many steps, and where they are.
-        value = struct.pack("@HP", len(_WIRE_FILTER), ctypes.addressof(program))
-        opened.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, value)
-        # Bound only now, so that nothing comes in which the filter has not seen. ETH_P_ALL, in linux/if_ether.h, is 3.
-        opened.bind(("", 3))
+        _attach(opened, _WIRE_FILTER)  # a packet may have come in before; who reads must look at the destination
     except BaseException:
         opened.close()
         raise
