@@ -14,6 +14,8 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from operator import length_hint
 from typing import Any, TypeVar, overload
 
 from . import batch, filters
@@ -34,6 +36,7 @@ from .sockets import (
     named,
     open_receiver,
     open_unicast,
+    overflows,
     receive_buffer,
     receiving,
 )
@@ -55,11 +58,15 @@ class Statistics:
     bytes: int
     #: Packets given to `handle_packet`.
     delivered: int
-    #: Packets the filter refused.
+    #: Packets the filter refused, in the kernel or here; with `shard` those of the other shards as well.
     filtered: int
     #: Packets longer than `mtu`, which were cut.
     truncated: int
-    #: Packets the kernel dropped at this socket, because its buffer was full. They are in no other number.
+    #: Packets the kernel dropped at this socket, because its buffer was full. They are in no other number: `delivered`,
+    #: `filtered` and `dropped` together are what came here, once all of it is read. Where the kernel filters, it counts
+    #: both in one; they are told apart by what the whole host has lost meanwhile, so this may be too high, and
+    #: `filtered` too low, while other sockets overflow too; their sum is exact. With `offload` a burst that was dropped
+    #: counts as one packet.
     dropped: int
 
 
@@ -85,20 +92,51 @@ class DatagramListener(Dispatcher):
         *,
         rcvbuf: int | None = None,
         details: bool = False,
+        kernel_filter: bool = True,
+        offload: bool = False,
         poller: Poller | None = None,
     ) -> None:
-        self._prepare(filter, mtu, rcvbuf)
-        opened = open_unicast(ip, port, rcvbuf=rcvbuf, details=details)
+        self._prepare(filter, mtu, rcvbuf, kernel_filter=kernel_filter, offload=offload)
+        opened = self._with_program(functools.partial(open_unicast, ip, port, rcvbuf=rcvbuf, details=details))
         own = opened.getsockname()[0]
         self._start(opened, mtu, None if own in ("0.0.0.0", "::") else own, None, details, poller)  # noqa: S104
 
-    def _prepare(self, filter: Filter, mtu: int, rcvbuf: int | None = None) -> None:
-        """Check what can be checked before a socket is opened."""
-        self._accept = filters.predicate(filters.class_filter(self) if filter is None else filter)
+    def _prepare(
+        self,
+        filter: Filter,
+        mtu: int,
+        rcvbuf: int | None = None,
+        *,
+        kernel_filter: bool = False,
+        offload: bool = False,
+        shard: Sequence[filters.Instruction] = (),
+        whole_bursts: bool = True,
+    ) -> None:
+        """Check what can be checked before a socket is opened; `shard` is the program that deals out packets."""
+        wanted = filters.class_filter(self) if filter is None else filter
+        self._accept = filters.predicate(wanted)
         if isinstance(mtu, bool) or not isinstance(mtu, int) or mtu < 1:
             raise ArgumentError(f"mtu must be a number of bytes, 1 or more, not {mtu!r}")
         if rcvbuf is not None:
             check_rcvbuf(rcvbuf)
+        refusals = filters.refusals(wanted) if kernel_filter else []
+        #: The kernel's programs: all that is wanted, and the least that is needed.
+        self._program = filters.assemble([*shard, *refusals]) if shard or refusals else []
+        self._needed = filters.assemble([*shard]) if shard else []
+        # A program sees the first packet of a burst only, and would decide for all of them.
+        self._offload = offload and whole_bursts and not refusals
+
+    def _with_program(self, opening: Callable[..., _Result]) -> _Result:
+        """Open a socket with the kernel's program; where the kernel takes none, without what is not needed."""
+        try:
+            return opening(program=self._program, bursts=self._offload)
+        except OSError as error:
+            if self._program == self._needed or error.errno not in (errno.ENOMEM, errno.ENOPROTOOPT, errno.EPERM):
+                raise
+        # Too little memory for options (net.core.optmem_max), or not Linux itself: the filter in Python does it all.
+        opened = opening(program=self._needed, bursts=self._offload)
+        self._program = self._needed
+        return opened
 
     def _start(
         self,
@@ -111,12 +149,15 @@ class DatagramListener(Dispatcher):
     ) -> None:
         """Take over the socket."""
         Dispatcher.__init__(self, opened, poller)
-        self._reader = batch.Reader(opened, mtu, group=group, interface=interface, details=details)
-        # Read and not delivered yet: a handler raised, or is at work.
+        self._reader = batch.Reader(
+            opened, mtu, group=group, interface=interface, details=details, offload=self._offload
+        )
+        # Read and not delivered yet: a handler raised or is at work, or more came at once than is good for one turn.
         self._unread: Iterator[tuple[bytes, Address]] | None = None
+        self._packets_left: Iterator[bytes] = iter([])  # the packets of these, to be counted
         self._delivered = self._filtered = self._dropped = 0
         self._read_before = (0, 0, 0)  # packets, bytes and cut ones, by readers that this one has replaced
-        self._dropped_before = 0  # at sockets that this one has replaced
+        self._count_from(opened)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}{', closed' if self.closed else f' at {self.address}'}>"
@@ -138,40 +179,53 @@ class DatagramListener(Dispatcher):
 
     def handle_read(self) -> None:
         """Receive one batch and deliver it; called by the poller."""
-        if self._unread is None:
-            self._unread = zip(*batch.receive(self._reader, self._room()), strict=True)
-        self._deliver(self._unread)
+        room = self._room()
+        unread = self._unread
+        if unread is None:
+            packets, addresses = batch.receive(self._reader, room)
+            self._packets_left = left = iter(packets)
+            self._unread = unread = zip(left, addresses, strict=True)
+            if len(packets) > room:  # from bursts; they take turns with everybody else's
+                unread = islice(unread, room)
+        else:
+            unread = islice(unread, room)
+        self._deliver(unread)
 
     def _room(self) -> int:
-        """Return how many packets may be read now."""
+        """Return how many packets may be delivered now."""
         return batch.LIMIT
 
     def _deliver(self, packets: Iterator[tuple[bytes, Address]]) -> None:
-        # `packets` is `_unread` all the while, so that a handler that polls gets the rest of it before newer ones.
+        # They are taken from `_unread`, so that a handler that polls gets the rest of it before newer ones.
         accept, handle = self._accept, self.handle_packet
         delivered = filtered = 0
         try:
-            for packet, addr in packets:
-                if accept is not None and not accept(packet, addr):
-                    filtered += 1
-                    continue
-                delivered += 1
-                if handle(packet, addr):
-                    self.close()
-                    break
-                if self.socket is None:  # the handler closed its own listener
-                    break
-            if self._unread is packets:
-                self._unread = None
-        except BaseException:
-            rest = list(packets)
-            self._unread = iter(rest) if rest and self.socket is not None else None
-            if self._unread is not None:
-                self.poller.revisit(self)
-            raise
+            if accept is None:
+                for packet, addr in packets:
+                    delivered += 1
+                    if handle(packet, addr):
+                        self.close()
+                        break
+                    if self.socket is None:  # the handler closed its own listener
+                        break
+            else:
+                for packet, addr in packets:
+                    if not accept(packet, addr):
+                        filtered += 1
+                        continue
+                    delivered += 1
+                    if handle(packet, addr):
+                        self.close()
+                        break
+                    if self.socket is None:
+                        break
         finally:
             self._delivered += delivered
             self._filtered += filtered
+            if self.socket is not None and length_hint(self._packets_left):
+                self.poller.revisit(self)
+            else:
+                self._unread = None
 
     @property
     def pending(self) -> bool:
@@ -197,11 +251,26 @@ class DatagramListener(Dispatcher):
             self._dropped,
         )
 
+    def _count_from(self, opened: socket.socket) -> None:
+        """Count what the kernel drops at this socket from now on."""
+        self._dropped_here = 0
+        self._overflows = (overflows(opened) or 0) if self._program else 0
+
     def _count_drops(self) -> None:
-        if self.socket is not None:
-            # The kernel's counter has 32 bits and wraps.
-            counted = self._dropped - self._dropped_before
-            self._dropped += (drops(self.socket) - counted) & 0xFFFFFFFF
+        if self.socket is None:
+            return
+        # The host's counter first: it must not know of drops that this socket's does not.
+        overflowed = overflows(self.socket) if self._program else None
+        # The kernel's counter has 32 bits and wraps.
+        new = (drops(self.socket) - self._dropped_here) & 0xFFFFFFFF
+        self._dropped_here += new
+        if overflowed is not None:
+            # What the host has lost since the last look is the most that can have been lost here; the rest was refused.
+            lost = min(new, max(0, overflowed - self._overflows))
+            self._overflows = overflowed
+            self._filtered += new - lost
+            new = lost
+        self._dropped += new
 
     def _leave(self, socket: socket.socket) -> None:
         self._count_drops()
@@ -224,6 +293,16 @@ class MulticastListener(DatagramListener):
     time of each packet; that costs about a third of the speed of bare receiving. The listener is registered with
     `poller`, by default the default poller, once the constructor of the subclass is done.
 
+    Where the first bytes of an expression are certain, the kernel refuses packets that cannot match before they take
+    room in the buffer; with `kernel_filter` False it does not. With `shard` (index, count) this listener gets one part
+    in `count` of the packets and its like, in other processes, get the others: by sender, or, with `shard_key` (offset,
+    length), by a field of the payload of 1, 2 or 4 bytes in network order, whose remainder by `count` is the index.
+
+    With `offload` the kernel hands over whole bursts where packets came as such, from a sender on this host or from a
+    network card that gathers them. Receiving then is several times faster and the buffer holds ten times more. The
+    price: if there is no room for a burst, `dropped` counts it as one packet, and its packets have one time stamp.
+    Where the kernel looks into packets, for an expression or a field, they come singly all the same.
+
     Raises `GroupError`, `FilterError`, `ArgumentError`, `InterfaceError`, and `OSError` with advice.
     """
 
@@ -239,11 +318,23 @@ class MulticastListener(DatagramListener):
         exclude: Iterable[str] | None = None,
         rcvbuf: int | None = None,
         details: bool = False,
+        kernel_filter: bool = True,
+        shard: tuple[int, int] | None = None,
+        shard_key: filters.ShardKey = "source",
+        offload: bool = False,
         poller: Poller | None = None,
     ) -> None:
         #: The group, its port and sources.
         self.group = Group.of(ip, port, sources)
-        self._prepare(filter, mtu, rcvbuf)
+        self._prepare(
+            filter,
+            mtu,
+            rcvbuf,
+            kernel_filter=kernel_filter,
+            offload=offload,
+            shard=() if shard is None else filters.shard_refusals(shard, shard_key, ":" in self.group.address),
+            whole_bursts=shard is None or shard_key == "source",
+        )
         chosen = receiving(self.group, interface)
         # What was asked for, and the names this meant: a device that is made anew comes back under its name only.
         self._asked = [(one, resolve(one, chosen).name) for one in named(self.group, interface)]
@@ -256,7 +347,7 @@ class MulticastListener(DatagramListener):
             details=details,
             optional=not self._asked,
         )
-        opened, joined = self._open(chosen)
+        opened, joined = self._with_program(functools.partial(self._open, chosen))
         #: The interfaces the group is joined on.
         self.interfaces: tuple[Interface, ...] = tuple(joined)
         self._start(opened, mtu, self.group.address, self._alone, details, poller)
@@ -317,7 +408,12 @@ class MulticastListener(DatagramListener):
         packets, octets, truncated = self._read_before
         self._read_before = (packets + old.packets, octets + old.bytes, truncated + old.truncated)
         self._reader = batch.Reader(
-            opened, old.mtu, group=old.group, interface=self._alone, details=old.details
+            opened,
+            old.mtu,
+            group=old.group,
+            interface=self._alone,
+            details=old.details,
+            offload=old.offload,
         )
 
     def _wanted(self, present: Sequence[Interface]) -> list[Interface]:
@@ -354,16 +450,16 @@ class MulticastListener(DatagramListener):
         """Take a new socket: one for a link-local group is bound to its interface, and does not outlive it."""
         assert self.socket is not None  # noqa: S101 -- the caller has looked
         try:
-            opened, joined = self._open(fresh)
+            opened, joined = self._with_program(functools.partial(self._open, fresh))
         except OSError as error:
             _log.warning("%s is not joined on %s: %s", self.group, fresh[0].name, error)
             return []
         self._count_drops()
-        self._dropped_before = self._dropped
         poller = self.poller
         poller.unregister(self)
         self.socket.close()
         self.socket = opened
+        self._count_from(opened)
         poller.register(self, self._flags)
         return joined
 
