@@ -27,6 +27,7 @@ COMMANDS: dict[str, Entry] = {
     "listen": Entry("basic", "listen", "print what arrives from groups"),
     "request": Entry("conversation", "request", "ask a group, and print who answers what"),
     "respond": Entry("conversation", "respond", "answer requests to a group"),
+    "chat": Entry("chat", "chat", "talk, over multicast or TCP"),
     "interfaces": Entry("basic", "show_interfaces", "show the interfaces of this host, and the groups joined"),
     "demo": Entry("demo", "demo", "show the library at work, without a network"),
 }
