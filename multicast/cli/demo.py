@@ -16,6 +16,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from multicast.discovery import Requester, Responder
 from multicast.listeners import MulticastListener
 from multicast.poller import Poller
 from multicast.senders import Multicaster, sendto
+from multicast.streams import Acceptor, Prefixed, Stream, connect
 
 from .output import Exit, Output, command, plural, quoted
 
@@ -90,9 +92,16 @@ class Stage:
         self._received += counts.packets
         self._dropped += counts.dropped
         listener.close()
-        got = [packet.decode(errors="backslashreplace") for packet in listener.got]
-        name = self._out.style(f"{listener.name:<12}", "cyan")
-        text = f"   {name} received {counts.packets}, let {len(got)} pass"
+        self._judge(listener.name, f"received {counts.packets}, let {len(listener.got)} pass", listener.got, wanted)
+
+    def heard(self, guest: Guest, wanted: Sequence[str]) -> None:
+        """Say whether a guest got what it should have, and end its connection."""
+        guest.close()
+        self._judge(guest.name, f"heard {plural(len(guest.got), 'message')}", guest.got, wanted)
+
+    def _judge(self, who: str, what: str, packets: Sequence[bytes], wanted: Sequence[str]) -> None:
+        got = [packet.decode(errors="backslashreplace") for packet in packets]
+        text = f"   {self._out.style(f'{who:<12}', 'cyan')} {what}"
         if got == list(wanted):
             self._out.line(f"{text}: {self._out.style('as it should be', 'green')}")
         else:
@@ -199,6 +208,31 @@ class Asker(Requester):
         self._stage.shows(self.name, "gets", packet)
 
 
+class Guest(Stream):
+    """Says something in a chat, shows and keeps what others say."""
+
+    framing = Prefixed
+
+    def __init__(self, stage: Stage, name: str, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.name = name
+        self.got: list[bytes] = []
+        self._stage = stage
+
+    def say(self, text: str) -> None:
+        """Show a message and send it."""
+        self._stage.shows(self.name, "says", text.encode())
+        self.write(text)
+
+    def handle_message(self, message: bytes) -> None:
+        """Show and keep the message."""
+        self.got.append(message)
+        self._stage.shows(self.name, "gets", message)
+
+    def handle_close(self, error: Exception | None) -> None:
+        """What is missing then is said at the end."""
+
+
 # -- the parts -----------------------------------------------------------------------------------------------------
 
 
@@ -270,8 +304,37 @@ def requests(stage: Stage) -> None:
     stage.expect(asker, [f"{helper.name} is here" for helper in helpers])
 
 
+def chat(stage: Stage) -> None:
+    """A chat over TCP, on the same poller."""
+
+    class Place(Stream):
+        framing = Prefixed
+
+        def handle_message(self, message: bytes) -> None:
+            for place in server.streams:
+                if place is not self:
+                    place.write(message)
+
+    stage.introduce("server", "Acceptor: tells all others what one says")
+    stage.introduce("dora", "Stream, made by connect: one of the guests; emil is the other")
+    with Acceptor("127.0.0.1", 0, Place, poller=stage.poller) as server:
+        dora, emil = (
+            connect("127.0.0.1", server.address.port, partial(Guest, stage, name), poller=stage.poller)
+            for name in ("dora", "emil")
+        )
+        stage.drive(lambda: len(server.streams) == 2)
+        dora.say("hello, emil")
+        stage.drive(lambda: emil.got)
+        emil.say("hello, dora")
+        stage.drive(lambda: dora.got)
+        stage.heard(dora, ["hello, dora"])
+        stage.heard(emil, ["hello, emil"])
+        for place in server.streams:
+            place.close()
+
+
 #: What is shown, in this order; the first line of each docstring is the title.
-PARTS: list[Callable[[Stage], None]] = [filters, sources, ipv6, requests]
+PARTS: list[Callable[[Stage], None]] = [filters, sources, ipv6, requests, chat]
 
 
 # -- the command ---------------------------------------------------------------------------------------------------
