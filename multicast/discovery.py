@@ -35,7 +35,7 @@ from typing import Any, Self
 
 from . import batch, sockets
 from .batch import Address
-from .errors import ArgumentError, PacketSizeError
+from .errors import ArgumentError, NoReply, PacketSizeError
 from .filters import Filter
 from .interfaces import interfaces
 from .listeners import DatagramListener, MulticastListener
@@ -455,6 +455,16 @@ class Replies(Iterator[tuple[bytes, Address]]):
                 raise StopIteration
         self.reply = gatherer.take()
         return self.reply.packet, self.reply.addr
+
+    def first(self) -> tuple[bytes, Address]:
+        """Return the next reply and wait for no more. Raises `NoReply` when none comes in time."""
+        with self:
+            for reply in self:
+                return reply
+        raise NoReply(
+            f"nobody answered the request to {self._gatherer.group} in time; nobody listens there, it is more than"
+            " `ttl` away, or a firewall on this host keeps the replies out"
+        )
 
     @property
     def round_trip(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -10,26 +11,17 @@ from typing import Any
 
 import netns
 import pytest
+from helpers import Clock, descriptors, in_child, turns
 from hypothesis import given
 from hypothesis import strategies as st
 
 from multicast import Address, Poller
 from multicast.discovery import Allowance, Copies, Exchange, Replies, Requester, Responder, answerable, request
-from multicast.errors import ArgumentError, GroupError, InterfaceError, PacketSizeError, PacketTypeError
+from multicast.errors import ArgumentError, GroupError, InterfaceError, NoReply, PacketSizeError, PacketTypeError
 from multicast.sockets import Endpoint, Way, ways
 
 GROUP = "239.77.0.1"
 GROUP6 = "ff02::4242"
-
-
-class Clock:
-    """A clock that is set by hand."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Echo(Responder):
@@ -399,6 +391,16 @@ def test_breaking_off_closes_the_request(poller: Poller) -> None:
     assert len(poller) == 0
 
 
+def test_the_first_reply_alone(poller: Poller) -> None:
+    with Echo(ip=GROUP, poller=poller):
+        packet, addr = request("Hello", GROUP, timeout=10, poller=poller).first()
+        assert (packet, addr.host) == (b"echo Hello", "127.0.0.1")
+        assert len(poller) == 1
+    with pytest.raises(NoReply, match=r"239\.77\.0\.1:4242 in time"):
+        request("Hello", GROUP, timeout=0, poller=poller).first()
+    assert len(poller) == 0
+
+
 def test_stopping_the_poller_ends_a_request(poller: Poller) -> None:
     poller.call_soon(poller.stop)
     assert list(request("Hello", GROUP, timeout=None, poller=poller)) == []
@@ -554,7 +556,7 @@ def test_a_reply_is_not_longer_than_allowed(poller: Poller) -> None:
     addr = Address(("127.0.0.1", 40000), GROUP, "lo")
     assert responder.longest == 1232
     assert responder.reply(bytes(1232), addr)
-    with pytest.raises(PacketSizeError, match="1233 bytes .* 1232 at most"):
+    with pytest.raises(PacketSizeError, match=r"1233 bytes .* 1232 at most"):
         responder.reply(bytes(1233), addr)
     with pytest.raises(PacketTypeError):
         responder.reply(7, addr)  # type: ignore[arg-type]
@@ -704,6 +706,40 @@ def test_an_error_of_a_handler_reaches_the_caller_and_the_request_still_ends() -
                 poller.poll(0)
         poller.run_until(lambda: requester.closed)
         assert requester.timeouts == 1
+
+
+def test_a_requester_that_is_gone_does_not_disturb_the_next(poller: Poller) -> None:
+    # Its host says that the port is closed (ICMP), which must not fail the replies to others.
+    with Echo(ip=GROUP, poller=poller) as responder:
+        for _ in range(5):
+            request("Hello", GROUP, poller=poller).close()
+        assert request("Hello", GROUP, timeout=10, poller=poller).first()[0] == b"echo Hello"
+        statistics = responder.reply_statistics()
+        assert (statistics.sent, statistics.failed) == (6, 0)
+
+
+def test_a_request_to_a_closed_port_is_not_an_error(poller: Poller) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    requester = Collector("Hello", "127.0.0.1", port, timeout=None, poller=poller)
+    requester.ask()
+    turns(poller)
+    assert requester.heard == []
+    requester.close()
+
+
+def test_a_child_process_leaves_the_responder_to_its_parent(poller: Poller) -> None:
+    with Echo(ip=GROUP, poller=poller) as responder:
+        addr = Address(("127.0.0.1", 40000), GROUP, "lo")
+        ours = {os.fstat(opened.fileno()).st_ino for opened in (responder.socket, responder._reply_socket) if opened}
+
+        def look() -> tuple[bool, bool, list[str]]:
+            still = [target for target in descriptors() if any(f"[{number}]" in target for number in ours)]
+            return responder.closed, responder.reply(b"mine", addr), still
+
+        assert in_child(look) == "(True, False, [])"
+        assert request("Hello", GROUP, timeout=10, poller=poller).first()[0] == b"echo Hello"
 
 
 # -- between hosts -------------------------------------------------------------------------------------------
