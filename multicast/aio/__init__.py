@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from multicast import batch
 from multicast.batch import Address
-from multicast.discovery import Requester, Responder
+from multicast.discovery import Reply, Requester, Responder
 from multicast.filters import Filter
 from multicast.listeners import MulticastListener, Statistics
 from multicast.poller import Poller
@@ -276,11 +276,12 @@ class _Asking(Requester):
     """A requester that keeps replies for whoever awaits them."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        self.waiting: deque[tuple[bytes, Address]] = deque()
+        self.waiting: deque[Reply] = deque()
         super().__init__(*args, **options)
 
     def handle_reply(self, packet: bytes, addr: Address) -> object:
-        self.waiting.append((packet, addr))
+        if self.reply is not None:
+            self.waiting.append(self.reply)
         return False
 
 
@@ -288,6 +289,7 @@ class Replies:
     """The replies to a request: iterate over them as they come, or await all of them; made by `request`."""
 
     def __init__(self, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+        self._reply: Reply | None = None
         self._poller = Poller()
         try:
             self._requester = _Asking(*arguments, poller=self._poller, **options)
@@ -311,7 +313,8 @@ class Replies:
         if not requester.waiting:
             self.close()
             raise StopAsyncIteration
-        return requester.waiting.popleft()
+        self._reply = requester.waiting.popleft()
+        return self._reply.packet, self._reply.addr
 
     def __await__(self) -> Generator[Any, None, list[tuple[bytes, Address]]]:
         return self._all().__await__()
@@ -321,9 +324,8 @@ class Replies:
 
     @property
     def round_trip(self) -> float:
-        """The time from sending the request to receiving the reply that came last, in seconds; 0 before the first."""
-        reply = self._requester.reply
-        return 0.0 if reply is None else reply.round_trip
+        """The time from sending the request to receiving the reply returned last, in seconds; 0 before the first."""
+        return 0.0 if self._reply is None else self._reply.round_trip
 
     def close(self) -> None:
         """Wait for no more replies. Idempotent."""
