@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import math
 import select
 import time
 from abc import abstractmethod
@@ -39,6 +40,8 @@ _GONE_PAUSE = 0.5
 _TICK = 0.0005
 # How far a paced sender may fall behind and still catch up, so that the mean rate holds.
 _LAG = 0.5
+# An iterable that takes longer than this for its packets is a slow one, whose packets shall not wait for the next.
+_SLOW = 0.001
 
 
 def destination(ip: str, port: int) -> Endpoint:
@@ -49,11 +52,14 @@ def destination(ip: str, port: int) -> Endpoint:
 
 def as_packets(packets: object) -> Iterator[object]:
     """One packet, or an iterable of them: text and buffers are *one* packet."""
-    if isinstance(packets, (str, bytes, bytearray, memoryview)):
+    if isinstance(packets, (str, bytes)):
         return iter((packets,))
-    if isinstance(packets, Iterable):
-        return iter(packets)
-    batch.encode(packets)  # says what is wrong with it, unless it is a buffer of another kind
+    try:
+        memoryview(packets)  # type: ignore[arg-type]
+    except TypeError:
+        if isinstance(packets, Iterable):
+            return iter(packets)
+        batch.encode(packets)  # says what is wrong with it
     return iter((packets,))
 
 
@@ -241,8 +247,9 @@ class Multicaster(Dispatcher):
         self._taken: list[bytes] = []  # taken from the iterable, due, and not sent yet
         self._ended = False
         self._failure: Exception | None = None
-        self._due = 0.0  # when the next packet may be taken; only paced senders use it
-        self._rest_until = 0.0
+        self._size = 1  # how many to take at once: more while the iterable is quick
+        self._due = -math.inf  # when the next packet may be taken; only paced senders use it
+        self._rest_until = -math.inf
         self._sent = self._sent_bytes = self._refused = self._full = 0
 
     def __repr__(self) -> str:
@@ -258,25 +265,26 @@ class Multicaster(Dispatcher):
 
     def handle_write(self) -> None:
         """Send what is due; called by the poller."""
-        if self._rest_until and self.poller.time() < self._rest_until:
+        if self.poller.time() < self._rest_until:
             # Nothing is due. It is an error waiting at the socket that brought us here, or another poller.
             batch.drain_errors(self._writer.socket)
             self._rest(self._rest_until)
             return
-        self._rest_until = 0.0
+        self._rest_until = -math.inf
         idle = False
         if not self._taken and not self._ended:
             idle = self._take()
-        if self._taken and not self._send():
+        if self._taken and not self.closed and not self._send():
             return
         if self._ended:
             self.close()
             if self._failure is not None:
                 raise self._failure
-        elif self._paced:
-            self._rest(max(self._due, self.poller.time() + self._NOTHING if idle else 0))
-        elif idle:
-            self._rest(self.poller.time() + self._NOTHING)
+        elif self.closed:  # by its own iterable
+            return
+        elif self._paced or idle:
+            pause = self.poller.time() + self._NOTHING if idle else -math.inf
+            self._rest(max(self._due, pause))
 
     @property
     def _paced(self) -> bool:
@@ -293,14 +301,22 @@ class Multicaster(Dispatcher):
         try:
             if self._packets is None:
                 self._packets = iter(self)
-            while len(self._taken) < batch.LIMIT and not (paced and self._due > horizon):
+            began = time.perf_counter()
+            while len(self._taken) < self._size and not (paced and self._due > horizon):
                 packet = next(self._packets)
                 if packet is None:
+                    if paced:
+                        self._due = max(self._due, now)  # having nothing to send is no delay to catch up with
                     return True
                 data = batch.encode(packet, self.group.longest)
                 self._taken.append(data)
                 if paced:
                     self._due += self.interval + (8 * len(data) / self.rate if self.rate else 0)
+                if time.perf_counter() - began > _SLOW:
+                    self._size = 1
+                    break
+            else:
+                self._size = min(2 * self._size, batch.LIMIT)
         except StopIteration:
             self._ended = True
         except Exception as error:
@@ -349,11 +365,12 @@ class Multicaster(Dispatcher):
         self._rest_until = until
         if self._timer is not None:
             self._timer.cancel()
-        self.poller.modify(self, select.EPOLLERR)
+        if self in self.poller:  # not so when it is driven by hand, or was unregistered
+            self.poller.modify(self, select.EPOLLERR)
         self._timer = self.poller.call_at(until, self._wake_up)
 
     def _wake_up(self) -> None:
-        if not self.closed:
+        if self in self.poller:
             self.poller.modify(self, select.EPOLLOUT)
 
     def close(self) -> None:

@@ -11,9 +11,26 @@ from pathlib import Path
 from typing import Any
 
 import multicast
+from multicast import ArgumentError, GroupError, InterfaceError
 
 #: A test that waits longer than this for what must happen has failed.
 PATIENCE = 20
+
+#: Keywords that no sender takes, what they raise, and a word of what it says.
+BAD_SENDERS: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"ttl": 256}, ArgumentError, "ttl"),
+    ({"ttl": -1}, ArgumentError, "ttl"),
+    ({"ttl": "1"}, ArgumentError, "ttl"),
+    ({"ttl": True}, ArgumentError, "ttl"),
+    ({"ttl": 1.0}, ArgumentError, "ttl"),
+    ({"source_port": 65536}, ArgumentError, "port"),
+    ({"source_port": -1}, ArgumentError, "port"),
+    ({"interface": "eth7"}, InterfaceError, "eth7"),
+    ({"interface": 4711}, InterfaceError, "4711"),
+    ({"source_ip": "10.9.8.7"}, InterfaceError, "10.9.8.7"),
+    ({"source_ip": "nonsense"}, GroupError, "nonsense"),
+    ({"source_ip": "::1"}, GroupError, "one family"),
+]
 
 
 def settle(poller: multicast.Poller, done: Callable[[], object]) -> None:

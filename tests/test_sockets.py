@@ -11,7 +11,7 @@ from typing import Any
 
 import netns
 import pytest
-from helpers import descriptors, joined
+from helpers import BAD_SENDERS, descriptors, joined
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -357,22 +357,6 @@ def test_a_sender_has_the_source_port_it_was_given(free_port: int) -> None:
             with pytest.raises(OSError, match="already in use") as taken:
                 open_sender(group, 1, interface="lo", source_port=free_port)
             assert str(free_port) in taken.value.__notes__[0]
-
-
-BAD_SENDERS: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"ttl": 256}, ArgumentError, "ttl"),
-    ({"ttl": -1}, ArgumentError, "ttl"),
-    ({"ttl": "1"}, ArgumentError, "ttl"),
-    ({"ttl": True}, ArgumentError, "ttl"),
-    ({"ttl": 1.0}, ArgumentError, "ttl"),
-    ({"source_port": 65536}, ArgumentError, "port"),
-    ({"source_port": -1}, ArgumentError, "port"),
-    ({"interface": "eth7"}, InterfaceError, "eth7"),
-    ({"interface": 4711}, InterfaceError, "4711"),
-    ({"source_ip": "10.9.8.7"}, InterfaceError, "10.9.8.7"),
-    ({"source_ip": "nonsense"}, GroupError, "nonsense"),
-    ({"source_ip": "::1"}, GroupError, "one family"),
-]
 
 
 @pytest.mark.parametrize("arguments, error, words", BAD_SENDERS, ids=lambda value: str(value)[:40])

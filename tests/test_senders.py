@@ -1,0 +1,793 @@
+"""Senders: what is sent, in which order and at which pace, and what becomes of packets that cannot go."""
+
+from __future__ import annotations
+
+import array
+import errno
+import os
+import select
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from helpers import BAD_SENDERS, Clock, Keeper, Pair, Script, descriptors, settle, turns
+
+import multicast
+from multicast import (
+    ArgumentError,
+    GroupError,
+    Multicaster,
+    PacketSizeError,
+    PacketTypeError,
+    Poller,
+    sendto,
+)
+from multicast.sockets import Group, open_receiver, receiving
+
+# These tests keep to this host, so that they may run where there is no private network namespace.
+pytestmark = pytest.mark.lo_alone
+
+
+class Ear:
+    """Hears what is sent to a group, without any poller of the library's."""
+
+    def __init__(self, port: int, ip: str = "224.0.42.42") -> None:
+        group = Group(ip, port)
+        self.socket, _ = open_receiver(group, receiving(group, "lo"))
+        self.addrs: list[Any] = []
+
+    def heard(self) -> list[bytes]:
+        """Return what came since it was asked last."""
+        packets: list[bytes] = []
+        while True:
+            try:
+                packet, addr = self.socket.recvfrom(70000)
+            except BlockingIOError:
+                return packets
+            packets.append(packet)
+            self.addrs.append(addr)
+
+
+@pytest.fixture
+def ear(free_port: int) -> Iterator[Ear]:
+    """Something that hears the default group on `free_port`."""
+    ear = Ear(free_port)
+    yield ear
+    ear.socket.close()
+
+
+# -- sendto --------------------------------------------------------------------------------------------------
+
+
+def one_two() -> Iterator[str]:
+    yield "one"
+    yield "two"
+
+
+@pytest.mark.parametrize(
+    "packets, sent",
+    [
+        ("test", [b"test"]),
+        ("größe", ["größe".encode()]),
+        (b"test", [b"test"]),
+        (bytearray(b"test"), [b"test"]),
+        (memoryview(b"xtestx")[1:5], [b"test"]),
+        (memoryview(b"t.e.s.t.")[::2], [b"test"]),
+        (array.array("B", b"test"), [b"test"]),
+        ("", [b""]),
+        (b"", [b""]),
+        (["one", b"two"], [b"one", b"two"]),
+        (("one", bytearray(b"two")), [b"one", b"two"]),
+        ({"one": 1, "two": 2}, [b"one", b"two"]),
+        (one_two(), [b"one", b"two"]),
+        (map(str, range(200)), [b"%d" % number for number in range(200)]),
+        ([b"", "", b"x"], [b"", b"", b"x"]),
+        ([], []),
+        (iter(()), []),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_sendto_sends_one_packet_or_those_of_an_iterable(
+    ear: Ear, free_port: int, packets: Any, sent: list[bytes]
+) -> None:
+    assert sendto(packets, port=free_port, ttl=0) == len(sent)
+    assert ear.heard() == sent
+
+
+def test_two_calls_in_a_row_both_send_everything(ear: Ear, free_port: int) -> None:
+    assert sendto(["1", "2", "3"], port=free_port, ttl=0) == 3
+    assert sendto(["4", "5", "6"], port=free_port, ttl=0) == 3
+    assert ear.heard() == [b"1", b"2", b"3", b"4", b"5", b"6"]
+
+
+def test_sendto_runs_nobody_elses_handler(free_port: int) -> None:
+    listener = Keeper(port=free_port, interface="lo")
+    other = Script(["other"], port=free_port, ttl=0)
+    calls: list[int] = []
+    multicast._defaultPoller.call_soon(calls.append, 1)
+    assert sendto(["a", "b"], port=free_port, ttl=0) == 2
+    assert listener.packets == []
+    assert calls == []
+    assert not other.closed
+    multicast.poll()
+    assert listener.packets[:2] == [b"a", b"b"]
+    listener.close()
+    other.close()
+
+
+def test_sendto_works_in_a_handler(poller: Poller, ear: Ear, free_port: int) -> None:
+    pair = Pair(lambda _: sendto("from a handler", port=free_port, ttl=0))
+    poller.register(pair)
+    pair.tell()
+    poller.poll()
+    assert ear.heard() == [b"from a handler"]
+    poller.unregister(pair)
+    pair.close()
+
+
+def test_sendto_needs_no_poller_and_leaves_nothing_open(ear: Ear, free_port: int) -> None:
+    before = descriptors()
+    sendto("x", port=free_port, ttl=0)
+    assert descriptors() == before
+
+
+@pytest.mark.parametrize("ip", ["127.0.0.1", "::1"])
+def test_sendto_also_reaches_a_single_host(ip: str) -> None:
+    family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as receiver:
+        receiver.bind((ip, 0))
+        receiver.setblocking(False)
+        assert sendto(["one", "two"], ip, receiver.getsockname()[1]) == 2
+        assert [receiver.recv(10), receiver.recv(10)] == [b"one", b"two"]
+
+
+def test_packets_of_a_slow_iterable_do_not_wait_for_the_next(ear: Ear, free_port: int) -> None:
+    seen: list[bytes] = []
+    counts: list[int] = []
+
+    def slow() -> Iterator[str]:
+        for number in range(5):
+            time.sleep(0.005)
+            seen.extend(ear.heard())
+            counts.append(len(seen))
+            yield str(number)
+
+    assert sendto(slow(), port=free_port, ttl=0) == 5
+    assert counts == [0, 1, 2, 3, 4]
+
+
+def test_what_an_iterable_yields_before_it_raises_is_sent(ear: Ear, free_port: int) -> None:
+    def failing() -> Iterator[str]:
+        for number in range(5):
+            yield str(number)
+        raise ZeroDivisionError
+
+    before = descriptors()
+    with pytest.raises(ZeroDivisionError):
+        sendto(failing(), port=free_port, ttl=0)
+    assert ear.heard() == [b"0", b"1", b"2", b"3", b"4"]
+    assert descriptors() == before
+
+
+@pytest.mark.parametrize("bad", [5, None, 1.5, object(), ["nested"]], ids=repr)
+def test_what_is_no_packet_is_refused(ear: Ear, free_port: int, bad: Any) -> None:
+    before = descriptors()
+    if not isinstance(bad, list):
+        with pytest.raises(PacketTypeError, match="a packet is bytes-like or text"):
+            sendto(bad, port=free_port, ttl=0)
+    with pytest.raises(PacketTypeError, match="a packet is bytes-like or text"):
+        sendto(["good", "good too", bad, "late"], port=free_port, ttl=0)
+    assert ear.heard() == [b"good", b"good too"], "those before it are sent"
+    assert descriptors() == before
+
+
+@pytest.mark.parametrize("ip, longest", [("224.0.42.42", 65507), ("ff15::1", 65527), ("127.0.0.1", 65507)])
+def test_what_does_not_fit_a_datagram_is_refused_with_the_limit(free_port: int, ip: str, longest: int) -> None:
+    with pytest.raises(PacketSizeError, match=str(longest)):
+        sendto(bytes(longest + 1), ip, free_port, 0)
+    assert sendto(bytes(longest), ip, free_port, 0, interface=None if ip == "127.0.0.1" else "lo") == 1
+
+
+@pytest.mark.parametrize("arguments, error, words", BAD_SENDERS, ids=lambda value: str(value)[:40])
+def test_bad_arguments_are_refused_before_anything_is_opened_or_sent(
+    ear: Ear,
+    free_port: int,
+    poller: Poller,
+    arguments: dict[str, Any],
+    error: type[Exception],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = {"port": free_port, "ttl": 0, **arguments}
+    opened: list[Any] = []
+    make = socket.socket
+
+    def counting(*args: Any, **options: Any) -> socket.socket:
+        if not args or args[0] in (socket.AF_INET, socket.AF_INET6):
+            opened.append(args)
+        return make(*args, **options)
+
+    before = descriptors()
+    with monkeypatch.context() as patch:
+        patch.setattr("multicast.sockets.socket.socket", counting)
+        with pytest.raises(error, match=words):
+            sendto("x", **options)
+        with pytest.raises(error, match=words):
+            Script(["x"], poller=poller, **options)
+    assert opened == []
+    assert ear.heard() == []
+    assert descriptors() == before
+    assert len(poller) == 0
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [({"rate": 0}, "rate"), ({"rate": -1}, "rate"), ({"rate": float("nan")}, "rate"), ({"interval": -1}, "interval")],
+    ids=str,
+)
+def test_a_bad_pace_is_refused(poller: Poller, arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(ArgumentError, match=words):
+        Script([], poller=poller, **arguments)
+    assert len(poller) == 0
+
+
+def test_a_destination_that_is_none_is_refused() -> None:
+    for ip in ("0.0.0.0", "255.255.255.255", "::", "localhost", ""):  # noqa: S104 -- binds nothing
+        with pytest.raises(GroupError):
+            sendto("x", ip)
+
+
+def test_the_source_port_is_as_asked(ear: Ear, free_port: int) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("", 0))
+        port = probe.getsockname()[1]
+    sendto("x", port=free_port, ttl=0, source_port=port)
+    assert ear.heard() == [b"x"]
+    assert ear.addrs[0][1] == port
+
+
+# -- a sender and its iterable -------------------------------------------------------------------------------
+
+
+def test_a_multicaster_sends_what_its_iterable_yields_and_closes(poller: Poller, ear: Ear, free_port: int) -> None:
+    class Numbers(Multicaster):
+        def __iter__(self) -> Iterator[Any]:
+            yield "text"
+            yield b"bytes"
+            yield bytearray(b"bytearray")
+            yield memoryview(b"memoryview")
+            yield b""
+
+    sender = Numbers(port=free_port, ttl=0, poller=poller)
+    poller.loop()
+    assert ear.heard() == [b"text", b"bytes", b"bytearray", b"memoryview", b""]
+    assert sender.closed
+    assert (sender.statistics().packets, sender.statistics().bytes) == (5, 28)
+
+
+def test_a_long_iterable_is_sent_in_order_and_whole(poller: Poller, ear: Ear, free_port: int) -> None:
+    sender = Script(map(str, range(200)), port=free_port, ttl=0, poller=poller)
+    poller.loop()
+    assert ear.heard() == [b"%d" % number for number in range(200)]
+    assert sender.statistics().packets == 200
+
+
+def test_a_multicaster_without_a_name_is_kept(ear: Ear, free_port: int) -> None:
+    Script(["x"], port=free_port, ttl=0)
+    multicast.loop()
+    assert ear.heard() == [b"x"]
+
+
+def test_iter_is_called_at_the_first_write_when_the_constructor_is_done(
+    poller: Poller, ear: Ear, free_port: int
+) -> None:
+    called: list[str] = []
+
+    class Late(Multicaster):
+        def __init__(self) -> None:
+            super().__init__(port=free_port, ttl=0, poller=poller)
+            self.packets = ["made after the base constructor"]
+
+        def __iter__(self) -> Iterator[str]:
+            called.append("iter")
+            return iter(self.packets)
+
+    Late()
+    assert called == []
+    poller.loop()
+    assert called == ["iter"]
+    assert ear.heard() == [b"made after the base constructor"]
+
+
+def test_iter_may_return_any_iterator(poller: Poller, ear: Ear, free_port: int) -> None:
+    class Own(Multicaster):
+        left = 3
+
+        def __iter__(self) -> Own:
+            return self
+
+        def __next__(self) -> str:
+            self.left -= 1
+            if self.left < 0:
+                raise StopIteration
+            return str(self.left)
+
+    Own(port=free_port, ttl=0, poller=poller)
+    poller.loop()
+    assert ear.heard() == [b"2", b"1", b"0"]
+
+
+def test_a_multicaster_without_iter_cannot_be_made() -> None:
+    before = descriptors()
+    with pytest.raises(TypeError, match="__iter__"):
+        Multicaster(ttl=0)  # type: ignore[abstract]
+    assert descriptors() == before
+
+
+def test_none_means_nothing_for_now_and_does_not_keep_the_poller_busy(
+    ear: Ear, free_port: int
+) -> None:
+    clock = Clock()
+    queue: list[str | None] = []
+    asked: list[float] = []
+
+    class Queue(Multicaster):
+        def __iter__(self) -> Iterator[str | None]:
+            while True:
+                asked.append(clock.now)
+                yield queue.pop(0) if queue else None
+
+    with Poller(clock=clock) as poller:
+        Queue(port=free_port, ttl=0, poller=poller)
+        turns(poller, 50)
+        assert len(asked) == 1
+        queue += ["a", "b"]
+        clock.advance(1)
+        turns(poller, 50)
+        assert ear.heard() == [b"a", b"b"]
+        assert len(asked) <= 5
+
+
+def test_what_was_yielded_before_none_is_sent_at_once(ear: Ear, free_port: int) -> None:
+    with Poller(clock=Clock()) as poller:
+        sender = Script(["a", None, "b"], port=free_port, ttl=0, poller=poller)
+        turns(poller)
+        assert ear.heard() == [b"a"]
+        assert not sender.closed
+
+
+def test_an_error_in_the_iterable_ends_that_sender_alone(poller: Poller, ear: Ear, free_port: int) -> None:
+    def failing() -> Iterator[str]:
+        yield "before"
+        raise ZeroDivisionError("on purpose")
+
+    failed = Script(failing(), port=free_port, ttl=0, poller=poller)
+    other = Script(map(str, range(100)), port=free_port, ttl=0, poller=poller)
+    with pytest.raises(ZeroDivisionError):
+        poller.loop()
+    assert failed.closed
+    assert list(poller) in ([other], [])
+    poller.loop()
+    heard = ear.heard()
+    assert heard.count(b"before") == 1
+    assert [packet for packet in heard if packet != b"before"] == [b"%d" % number for number in range(100)]
+    assert len(poller) == 0
+
+
+def test_an_error_in_the_iterable_goes_to_handle_error(poller: Poller, free_port: int) -> None:
+    errors: list[Exception] = []
+
+    class Careful(Script):
+        def handle_error(self, error: Exception) -> None:
+            errors.append(error)
+
+    sender = Careful(["x", 5, "y"], port=free_port, ttl=0, poller=poller)
+    poller.loop()
+    assert [type(error) for error in errors] == [PacketTypeError]
+    assert sender.closed
+    assert sender.statistics().packets == 1
+
+
+@pytest.mark.parametrize(
+    "bad, error",
+    [(5, PacketTypeError), (["x"], PacketTypeError), (bytes(65508), PacketSizeError)],
+    ids=["a number", "a list", "too long"],
+)
+def test_what_is_no_packet_ends_the_sender(
+    poller: Poller, ear: Ear, free_port: int, bad: Any, error: type[Exception]
+) -> None:
+    sender = Script(["good", bad, "late"], port=free_port, ttl=0, poller=poller)
+    with pytest.raises(error):
+        poller.loop()
+    assert sender.closed
+    assert ear.heard() == [b"good"]
+    assert len(poller) == 0
+
+
+def test_an_error_of_iter_itself_ends_the_sender(poller: Poller, free_port: int) -> None:
+    class Broken(Multicaster):
+        def __iter__(self) -> Iterator[str]:
+            raise ZeroDivisionError
+
+    sender = Broken(port=free_port, ttl=0, poller=poller)
+    with pytest.raises(ZeroDivisionError):
+        poller.loop()
+    assert sender.closed
+
+
+def test_an_iterable_may_close_its_sender(poller: Poller, ear: Ear, free_port: int) -> None:
+    class Short(Multicaster):
+        def __iter__(self) -> Iterator[str]:
+            yield "one"
+            yield "two"
+            self.close()
+            yield "three"
+
+    sender = Short(port=free_port, ttl=0, poller=poller)
+    poller.loop()
+    assert sender.closed
+    assert b"three" not in ear.heard()
+
+
+def test_an_iterable_may_send_listen_and_stop(poller: Poller, ear: Ear, free_port: int) -> None:
+    class Busy(Multicaster):
+        def __iter__(self) -> Iterator[str]:
+            sendto("by the way", port=free_port, ttl=0)
+            self.poller.stop()
+            yield "one"
+
+    Busy(port=free_port, ttl=0, poller=poller)
+    poller.loop()
+    assert sorted(ear.heard()) == [b"by the way", b"one"]
+
+
+def test_ctrl_c_in_an_iterable_leaves_the_loop_and_loses_nothing(poller: Poller, ear: Ear, free_port: int) -> None:
+    def interrupted() -> Iterator[str]:
+        yield "one"
+        yield "two"
+        raise KeyboardInterrupt
+
+    Script(interrupted(), port=free_port, ttl=0, poller=poller)
+    with pytest.raises(KeyboardInterrupt):
+        poller.loop()
+    poller.loop()
+    assert ear.heard() == [b"one", b"two"]
+
+
+def test_a_sender_can_be_closed_at_any_time(poller: Poller, free_port: int) -> None:
+    sender = Script(iter(lambda: "x", "never"), port=free_port, ttl=0, poller=poller, interval=1000)
+    turns(poller)
+    assert repr(sender) == f"<Script to 224.0.42.42:{free_port}>"
+    sender.close()
+    sender.close()
+    assert repr(sender) == f"<Script to 224.0.42.42:{free_port}, closed>"
+    poller.loop()
+    assert sender.statistics().packets == 1
+
+
+def test_an_endless_sender_starves_nobody(poller: Poller, free_port: int) -> None:
+    Script(iter(lambda: "x", "never"), port=free_port, ttl=0, poller=poller)
+    calls: list[int] = []
+    pair = Pair(lambda _: poller.stop())
+    poller.register(pair)
+    poller.call_later(0, calls.append, 1)
+    pair.tell()
+    poller.loop()
+    assert calls == [1]
+    poller.unregister(pair)
+    pair.close()
+
+
+# -- pace ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(params=[0.0, 0.2, 1000.0, -50.0], ids="clock at {}".format)
+def timed(request: pytest.FixtureRequest, clock: Clock) -> Iterator[Poller]:
+    """A poller whose clock, `clock`, starts anywhere."""
+    clock.now = request.param
+    with Poller(clock=clock) as poller:
+        yield poller
+
+
+def test_interval_is_the_time_from_packet_to_packet(timed: Poller, clock: Clock, ear: Ear, free_port: int) -> None:
+    sender = Script(map(str, range(100)), port=free_port, ttl=0, poller=timed, interval=0.1)
+    turns(timed)
+    counts = [len(ear.heard())]
+    for _ in range(10):
+        clock.advance(0.05001)  # a hair more, for sums of fractions may fall short
+        turns(timed)
+        counts.append(len(ear.heard()))
+    assert counts == [1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1]
+    sender.close()
+
+
+def test_rate_is_in_bits_of_payload_per_second(timed: Poller, clock: Clock, ear: Ear, free_port: int) -> None:
+    sender = Script((bytes(125) for _ in range(100)), port=free_port, ttl=0, poller=timed, rate=10_000)
+    turns(timed)
+    counts = [len(ear.heard())]
+    for _ in range(5):
+        clock.advance(0.1001)
+        turns(timed)
+        counts.append(len(ear.heard()))
+    assert counts == [1, 1, 1, 1, 1, 1]
+    sender.close()
+
+
+def test_a_high_rate_is_kept_in_the_mean(timed: Poller, clock: Clock, ear: Ear, free_port: int) -> None:
+    # 10,000 packets a second: more than one for each tick of a timer.
+    sender = Script((bytes(100) for _ in range(100_000)), port=free_port, ttl=0, poller=timed, rate=8_000_000)
+    turns(timed)
+    ear.heard()
+    total = 0
+    for _ in range(50):
+        clock.advance(0.002)
+        turns(timed)
+        total += len(ear.heard())
+    assert 980 <= total <= 1020
+    sender.close()
+
+
+def test_a_sender_that_was_held_up_a_little_catches_up(timed: Poller, clock: Clock, ear: Ear, free_port: int) -> None:
+    sender = Script(map(str, range(1000)), port=free_port, ttl=0, poller=timed, interval=0.1)
+    turns(timed)
+    assert len(ear.heard()) == 1
+    clock.advance(0.4001)
+    turns(timed)
+    assert len(ear.heard()) == 4
+    clock.advance(1000)
+    turns(timed)
+    assert len(ear.heard()) == 1, "but it does not send a thousand seconds' worth at once"
+    sender.close()
+
+
+def test_a_pause_of_the_iterable_is_not_made_up_for(timed: Poller, clock: Clock, ear: Ear, free_port: int) -> None:
+    queue: list[str] = []
+
+    class Queue(Multicaster):
+        def __iter__(self) -> Iterator[str | None]:
+            while True:
+                yield queue.pop(0) if queue else None
+
+    sender = Queue(port=free_port, ttl=0, poller=timed, interval=0.1)
+    for _ in range(8):
+        turns(timed)
+        clock.advance(0.05)
+    queue += map(str, range(20))
+    turns(timed)
+    counts = [len(ear.heard())]
+    for _ in range(4):
+        clock.advance(0.1001)
+        turns(timed)
+        counts.append(len(ear.heard()))
+    assert counts == [1, 1, 1, 1, 1]
+    sender.close()
+
+
+def test_the_pace_can_be_changed(timed: Poller, clock: Clock, ear: Ear, free_port: int) -> None:
+    sender = Script(map(str, range(100)), port=free_port, ttl=0, poller=timed, interval=1)
+    turns(timed)
+    sender.interval = 0.1
+    clock.advance(1)
+    turns(timed)
+    assert len(ear.heard()) == 2
+    clock.advance(0.1001)
+    turns(timed)
+    assert len(ear.heard()) == 1
+    sender.close()
+
+
+def test_a_paced_sender_does_not_keep_the_poller_busy(ear: Ear, free_port: int) -> None:
+    class Counting(Poller):
+        polls = 0
+
+        def poll(self, timeout: float | None = 0) -> None:
+            self.polls += 1
+            super().poll(timeout)
+
+    with Counting() as poller:
+        sender = Script(["a", "b", "c"], port=free_port, ttl=0, poller=poller, interval=0.03)
+        poller.loop()
+        assert sender.closed
+        assert poller.polls < 20
+    assert ear.heard() == [b"a", b"b", b"c"]
+
+
+def test_a_paced_sender_goes_on_with_another_poller_and_does_not_spin(
+    timed: Poller, clock: Clock, ear: Ear, free_port: int
+) -> None:
+    asked: list[float] = []
+
+    class Counting(Poller):
+        def modify(self, fd: Any, flags: int) -> None:
+            asked.append(clock.now)
+            super().modify(fd, flags)
+
+    sender = Script(map(str, range(100)), port=free_port, ttl=0, poller=timed, interval=1)
+    turns(timed)
+    with Counting(clock=clock) as other:
+        other.register(sender)
+        assert sender.poller is other
+        turns(other, 100)
+        assert len(asked) <= 2
+        assert len(ear.heard()) == 1
+        clock.advance(1)
+        turns(timed)
+        assert ear.heard() == []
+        turns(other)
+        assert ear.heard() == [b"1"]
+
+
+def test_a_resting_sender_can_be_unregistered_and_registered_again(
+    timed: Poller, clock: Clock, ear: Ear, free_port: int
+) -> None:
+    sender = Script(map(str, range(100)), port=free_port, ttl=0, poller=timed, interval=1)
+    turns(timed)
+    timed.unregister(sender)
+    clock.advance(5)
+    turns(timed)
+    assert ear.heard() == [b"0"]
+    assert not sender.closed
+    timed.register(sender)
+    turns(timed)
+    assert ear.heard() == [b"1"]
+    sender.close()
+
+
+def test_a_sender_can_be_driven_by_a_loop_of_ones_own(ear: Ear, free_port: int) -> None:
+    sender = Script(["a", None, "b"], port=free_port, ttl=0)
+    multicast.unregister(sender)
+    loop = select.poll()
+    loop.register(sender, select.POLLOUT)
+    deadline = time.monotonic() + 20
+    while not sender.closed and time.monotonic() < deadline:
+        if loop.poll(1000):
+            sender.handle_write()
+    assert ear.heard() == [b"a", b"b"]
+
+
+def test_a_paced_sender_closes_after_its_last_packet(poller: Poller, free_port: int) -> None:
+    sender = Script(["a", "b"], port=free_port, ttl=0, poller=poller, interval=0.001)
+    poller.loop()
+    assert sender.closed
+
+
+# -- the system says no --------------------------------------------------------------------------------------
+
+
+class Refusing:
+    """Stands before a sender's socket and refuses, as the system would, what the test says."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *errors: int) -> None:
+        self.errors = list(errors)
+        send = multicast.batch.send
+
+        def refuse(writer: Any, packets: Any, start: int = 0) -> int:
+            if self.errors:
+                number = self.errors.pop(0)
+                if number:
+                    raise OSError(number, os.strerror(number))
+            return send(writer, packets, start)
+
+        monkeypatch.setattr(multicast.batch, "send", refuse)
+
+
+def test_a_full_socket_buffer_is_waited_for(
+    poller: Poller, ear: Ear, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Refusing(monkeypatch, errno.EAGAIN, 0, errno.EAGAIN)
+    Script(map(str, range(100)), port=free_port, ttl=0, poller=poller)
+    poller.loop()
+    assert ear.heard() == [b"%d" % number for number in range(100)]
+    Refusing(monkeypatch, errno.EAGAIN, 0, errno.EAGAIN)
+    assert sendto(map(str, range(100)), port=free_port, ttl=0) == 100
+    assert ear.heard() == [b"%d" % number for number in range(100)]
+
+
+def test_a_full_queue_is_tried_again_on_a_timer_and_counted(
+    ear: Ear, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    refusing = Refusing(monkeypatch, errno.ENOBUFS, errno.ENOBUFS)
+    with Poller(clock=clock) as poller:
+        sender = Script(["a", "b"], port=free_port, ttl=0, poller=poller)
+        turns(poller, 50)
+        assert len(refusing.errors) == 1, "no spinning: the socket says it is writable"
+        clock.advance(0.1)
+        turns(poller, 50)
+        assert ear.heard() == []
+        clock.advance(0.1)
+        turns(poller, 50)
+        assert ear.heard() == [b"a", b"b"]
+        assert sender.statistics().full == 2
+        assert sender.closed
+
+
+def test_sendto_tries_again_when_the_queue_is_full(ear: Ear, free_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    Refusing(monkeypatch, errno.ENOBUFS, errno.ENOBUFS, 0, errno.ENOBUFS)
+    assert sendto(map(str, range(100)), port=free_port, ttl=0) == 100
+    assert ear.heard() == [b"%d" % number for number in range(100)]
+
+
+@pytest.mark.parametrize("number", [errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH, errno.ENODEV])
+def test_a_packet_is_kept_until_the_network_is_back(
+    ear: Ear, free_port: int, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    clock = Clock()
+    with Poller(clock=clock) as poller:
+        refusing = Refusing(monkeypatch, number, number)
+        sender = Script(["a", "b"], port=free_port, ttl=0, poller=poller)
+        with pytest.raises(OSError, match=os.strerror(number)) as raised:
+            turns(poller)
+        assert raised.value.__notes__
+        turns(poller, 50)
+        assert len(refusing.errors) == 1, "it waits, and does not spin"
+        clock.advance(10)
+        turns(poller)  # the same trouble is reported once
+        clock.advance(10)
+        turns(poller)
+        assert ear.heard() == [b"a", b"b"]
+        assert sender.closed
+        assert sender.statistics().refused == 0
+
+
+def test_a_packet_that_is_refused_is_reported_and_counted_and_the_next_goes(
+    poller: Poller, ear: Ear, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Refusing(monkeypatch, errno.EPERM, 0)
+    sender = Script(["a", "b", "c"], port=free_port, ttl=0, poller=poller)
+    with pytest.raises(PermissionError) as raised:
+        poller.loop()
+    assert "firewall" in raised.value.__notes__[0]
+    poller.loop()
+    assert ear.heard() == [b"b", b"c"]
+    assert (sender.statistics().packets, sender.statistics().refused) == (2, 1)
+    assert sender.closed
+
+
+def test_errors_go_to_handle_error(
+    poller: Poller, ear: Ear, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors: list[Exception] = []
+
+    class Careful(Script):
+        def handle_error(self, error: Exception) -> None:
+            errors.append(error)
+
+    Refusing(monkeypatch, errno.EPERM, errno.EMSGSIZE)
+    Careful(["a", "b", "c"], port=free_port, ttl=0, poller=poller)
+    poller.loop()
+    assert [error.errno for error in errors if isinstance(error, OSError)] == [errno.EPERM, errno.EMSGSIZE]
+    assert ear.heard() == [b"c"]
+
+
+def test_sendto_says_what_happened_and_how_many_went_before(
+    ear: Ear, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = descriptors()
+    Refusing(monkeypatch, 0, errno.ENETUNREACH)
+    with pytest.raises(OSError, match="unreachable") as raised:
+        sendto(map(str, range(100)), port=free_port, ttl=0)
+    notes = " ".join(raised.value.__notes__)
+    count = len(ear.heard())
+    assert f"{count} packet" in notes
+    assert "ip route add 224.0.0.0/4" in notes
+    raised.value.__traceback__ = None
+    assert descriptors() == before
+
+
+def test_many_senders_share_a_poller(poller: Poller, ear: Ear, free_port: int) -> None:
+    for name in "abc":
+        Script([f"{name}{number}" for number in range(60)], port=free_port, ttl=0, poller=poller)
+    settle(poller, lambda: len(poller) == 0)
+    heard = ear.heard()
+    for name in "abc":
+        assert [packet for packet in heard if packet.startswith(name.encode())] == [
+            f"{name}{number}".encode() for number in range(60)
+        ]
