@@ -7,6 +7,9 @@ Facts about Linux that decide what is set, and in which order (ip(7), ipv6(7), s
   unicast sent to the port comes in.
 * Bound to a group, a socket may share its port with everybody (SO_REUSEADDR and SO_REUSEPORT): each gets its own copy
   of each packet, and there is no unicast to be stolen. Sockets on a host's own address set neither.
+* But sockets that are bound with SO_REUSEPORT to one group form a set, and where a packet is for one of them alone, by
+  its interface or its source, newer kernels give it to *any* of the set (IPv4, seen on Linux 6.18). So that option is
+  set only when the socket is bound, which lets others in and joins no set.
 * Joins go by interface index, through requests that are the same for both families (RFC 3678). Addresses change,
   an index stays as long as the interface does.
 * TTL 0 does not keep a packet on the host: with no local member on the outgoing interface it goes on the wire. So a
@@ -580,6 +583,20 @@ def _bind(opened: socket.socket, sockaddr: tuple[Any, ...], operation: str = "bi
         raise advise(error, operation, address=sockaddr[0], port=sockaddr[1], interfaces=listing()) from None
 
 
+def _bind_shared(opened: socket.socket, sockaddr: tuple[Any, ...]) -> None:
+    """Bind to a group, and share it with every program that shares it in either way."""
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        opened.bind(sockaddr)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            # Somebody may share it by the other option alone, and then there is no other way in.
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        _bind(opened, sockaddr)
+    else:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+
+
 def open_sender(
     to: Endpoint,
     ttl: int = 1,
@@ -682,11 +699,9 @@ def open_receiver(
     table = group._table
     opened = _open(table)
     try:
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         opened.setsockopt(table.level, table.all, 0)
         set_up_receiver(opened, rcvbuf, details, program, bursts)
-        _bind(opened, group.sockaddr(chosen[0].index))
+        _bind_shared(opened, group.sockaddr(chosen[0].index))
         joined = []
         refused: OSError | None = None
         for interface in chosen:
