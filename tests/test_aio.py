@@ -423,6 +423,23 @@ def test_requests_are_answered_by_an_async_handler(run: Run, free_port: int) -> 
     assert 0 < round_trip < 30
 
 
+def test_each_reply_has_the_round_trip_of_its_own(run: Run, free_port: int) -> None:
+    async def main() -> list[float]:
+        times = []
+        replies = aio.request("Hello", GROUP, free_port, limit=2, timeout=30)
+        to = ("127.0.0.1", replies._requester.address[1])
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as responder:
+            for packet in (b"one", b"two"):  # both wait there before anybody looks
+                responder.sendto(packet, to)
+        async for _ in replies:
+            times.append(replies.round_trip)
+        return times
+
+    first, second = run(main)
+    assert 0 < first
+    assert first != second
+
+
 def test_what_an_async_handler_raises_reaches_the_task_inside(run: Run, free_port: int) -> None:
     async def answer(packet: bytes, addr: Address) -> bytes:
         raise LookupError("no answer to that")
