@@ -104,8 +104,8 @@ def sendto(
     with opened:
         single = isinstance(packets, (str, bytes))
         writer = batch.Writer(opened, sockaddr, offload=offload and not single and takes_bursts())
-        # What is all there already can go in large pieces; from an iterable that is at work, nothing should wait long.
-        chunk = _LARGE if isinstance(packets, (list, tuple)) else batch.LIMIT
+        # What is all there already can go in large pieces.
+        chunk = _LARGE if isinstance(packets, (list, tuple)) else None
         transmission = Transmission(writer, to, chain(first, source), chunk)
         for pause in transmission:
             if pause is None:
@@ -126,9 +126,9 @@ class Transmission:
     """
 
     def __init__(
-        self, writer: batch.Writer, to: Endpoint, packets: Iterable[object], chunk: int = batch.LIMIT
+        self, writer: batch.Writer, to: Endpoint, packets: Iterable[object], chunk: int | None = None
     ) -> None:
-        self._chunk = chunk
+        self._chunk = chunk  # how many packets to take at once; None: as many as the iterable has without delay
         self._writer = writer
         self._to = to
         self._packets = iter(packets)
@@ -137,12 +137,16 @@ class Transmission:
 
     def __iter__(self) -> Iterator[float | None]:
         failure: Exception | None = None
+        size = self._chunk or 1
         while failure is None:
             chunk: list[bytes] = []
+            began = time.perf_counter()
             try:
-                batch.take(self._packets, chunk, self._chunk, self._to.longest)
+                batch.take(self._packets, chunk, size, self._to.longest)
             except Exception as error:
                 failure = error  # raised when what came before it is sent
+            if self._chunk is None:
+                size = 1 if time.perf_counter() - began > _SLOW else min(2 * size, batch.LIMIT)
             if not chunk:
                 break
             yield from self._send(chunk)
