@@ -4,6 +4,7 @@ import errno
 import itertools
 import json
 import os
+import random
 import resource
 import socket
 import struct
@@ -538,6 +539,31 @@ def test_pause_and_resume(poller: Poller, pair: Pair) -> None:
     stream.close()
 
 
+def test_a_peer_that_is_gone_keeps_a_paused_stream_not_busy(poller: Poller) -> None:
+    class Counting(LineTalker):
+        calls = 0
+
+        def handle_read(self) -> None:
+            self.calls += 1
+            super().handle_read()
+
+    for close in (socket.socket.close, reset):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            peer = socket.create_connection(server.getsockname(), timeout=10)
+            stream = Counting(server.accept()[0], poller=poller)
+        poller.run_until(lambda: stream.events)  # noqa: B023
+        stream.finish()
+        stream.pause()
+        peer.sendall(b"last words\n")
+        close(peer)
+        turns(poller, 50)
+        assert stream.calls + stream.writes <= 5
+        assert stream.events == ["connected"]
+        stream.resume()
+        poller.run_until(lambda: stream.closed)  # noqa: B023
+        assert stream.events[:2] == ["connected", b"last words"]
+
+
 # -- slow and silent peers -------------------------------------------------------------------------------------------
 
 
@@ -829,6 +855,68 @@ def test_messages_are_bytes_or_text(poller: Poller, pair: Pair, message: Any) ->
 def test_limits_are_checked(poller: Poller, pair: Pair, options: dict[str, Any]) -> None:
     with pytest.raises(ArgumentError):
         Stream(pair[0], poller=poller, **options)
+
+
+class Moody(Stream):
+    """Sends messages in its own time, pauses at times, and has a handler that fails at times."""
+
+    def __init__(self, *args: Any, chance: random.Random, messages: list[bytes], **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.chance, self.messages = chance, messages
+        self.got: list[bytes] = []
+
+    def handle_connected(self) -> None:
+        self.go_on()
+
+    def handle_drained(self) -> None:
+        self.go_on()
+
+    def go_on(self) -> None:
+        while self.messages:
+            if not self.write(self.messages.pop(0)):
+                return
+            if self.chance.random() < 0.2:
+                self.poller.call_later(0.0005, self.go_on)
+                return
+        self.finish()
+
+    def handle_end(self) -> None:
+        pass
+
+    def handle_message(self, message: bytes) -> None:
+        self.got.append(message)
+        if self.chance.random() < 0.1:
+            self.pause()
+            self.poller.call_later(0.0003, self.resume)
+        if self.chance.random() < 0.05:
+            raise RuntimeError("not in the mood")
+
+    def handle_error(self, error: Exception) -> None:
+        assert str(error) == "not in the mood"
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_whatever_the_order_of_things_all_messages_arrive_and_both_ends_close(poller: Poller, seed: int) -> None:
+    chance = random.Random(seed)
+    framings: list[Callable[[], Framer]] = [lambda: Prefixed(limit=400_000), lambda: Lines(limit=400_000)]
+    framing = chance.choice(framings)
+
+    def messages() -> list[bytes]:
+        sizes = [chance.choice([0, 1, 10, 1000, 200_000]) for _ in range(chance.randrange(60))]
+        return [bytes(chance.choices(range(32, 127), k=10)) * (size // 10) or b"x" * size for size in sizes]
+
+    ends = socket.socketpair()
+    for end in ends:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, chance.choice([4096, 100_000]))
+    sent = messages(), messages()
+    # One of them at least has to listen while it pours, or they wait for each other.
+    left, right = (
+        Moody(end, framing(), chance=chance, messages=list(mine), high_water=mark, limit=10**8, poller=poller)
+        for end, mine, mark in zip(ends, sent, (chance.choice([1, 1000, 100_000]), 10**8), strict=True)
+    )
+    poller.run_until(lambda: left.closed and right.closed)
+    assert (left.got, right.got) == (sent[1], sent[0])
+    assert (left.error, right.error) == (None, None)
 
 
 # -- accepting -------------------------------------------------------------------------------------------------------
