@@ -137,16 +137,16 @@ class Transmission:
 
     def __iter__(self) -> Iterator[float | None]:
         failure: Exception | None = None
-        size = self._chunk or 1
+        size = self._chunk or 0
         while failure is None:
             chunk: list[bytes] = []
             began = time.perf_counter()
             try:
-                batch.take(self._packets, chunk, size, self._to.longest)
+                batch.take(self._packets, chunk, size or 1, self._to.longest)
             except Exception as error:
                 failure = error  # raised when what came before it is sent
             if self._chunk is None:
-                size = 1 if time.perf_counter() - began > _SLOW else min(2 * size, batch.LIMIT)
+                size = 0 if time.perf_counter() - began > _SLOW else min(2 * size or 1, batch.LIMIT)
             if not chunk:
                 break
             yield from self._send(chunk)
