@@ -154,8 +154,11 @@ class DatagramListener(Dispatcher):
         )
         # Read and not delivered yet: a handler raised or is at work, or more came at once than is good for one turn.
         self._unread: Iterator[tuple[bytes, Address]] | None = None
-        self._packets_left: Iterator[bytes] = iter([])  # the packets of these, to be counted
-        self._delivered = self._filtered = self._dropped = 0
+        self._batch: list[bytes] = []
+        self._packets_left: Iterator[bytes] = iter(self._batch)  # what is left of it, to be counted
+        self._forgotten = 0  # read, and closed before they were delivered
+        self._refused = 0  # by the filter in Python
+        self._refused_in_kernel = self._dropped = 0
         self._read_before = (0, 0, 0)  # packets, bytes and cut ones, by readers that this one has replaced
         self._count_from(opened)
 
@@ -183,8 +186,9 @@ class DatagramListener(Dispatcher):
         unread = self._unread
         if unread is None:
             packets, addresses = batch.receive(self._reader, room)
+            self._batch = packets
             self._packets_left = left = iter(packets)
-            self._unread = unread = zip(left, addresses, strict=True)
+            self._unread = unread = zip(left, addresses, strict=False)  # `_forget` makes one shorter
             if len(packets) > room:  # from bursts; they take turns with everybody else's
                 unread = islice(unread, room)
         else:
@@ -196,36 +200,45 @@ class DatagramListener(Dispatcher):
         return batch.LIMIT
 
     def _deliver(self, packets: Iterator[tuple[bytes, Address]]) -> None:
-        # They are taken from `_unread`, so that a handler that polls gets the rest of it before newer ones.
+        # They are taken from `_unread`, so that a handler that polls gets the rest of it before newer ones. A handler
+        # that closes its listener ends the loop by emptying the list below it (`_forget`); and `statistics` works out
+        # what was delivered from what is left there. So nothing but the calls is done for each packet.
         accept, handle = self._accept, self.handle_packet
-        delivered = filtered = 0
+        filtered = 0
         try:
             if accept is None:
                 for packet, addr in packets:
-                    delivered += 1
                     if handle(packet, addr):
                         self.close()
-                        break
-                    if self.socket is None:  # the handler closed its own listener
-                        break
             else:
                 for packet, addr in packets:
                     if not accept(packet, addr):
                         filtered += 1
-                        continue
-                    delivered += 1
-                    if handle(packet, addr):
+                    elif handle(packet, addr):
                         self.close()
-                        break
-                    if self.socket is None:
-                        break
         finally:
-            self._delivered += delivered
-            self._filtered += filtered
+            self._refused += filtered
             if self.socket is not None and length_hint(self._packets_left):
                 self.poller.revisit(self)
             else:
                 self._unread = None
+
+    def _forget(self) -> None:
+        """Deliver nothing of what was read before."""
+        self._forgotten += length_hint(self._packets_left)
+        self._batch.clear()
+
+    def close(self) -> None:
+        """Leave the groups, unregister, and close the socket; nothing is delivered from then on. Idempotent."""
+        if self.socket is not None:
+            try:
+                super().close()
+            finally:
+                self._forget()
+
+    def _abandon(self) -> None:
+        super()._abandon()
+        self._forget()
 
     @property
     def pending(self) -> bool:
@@ -242,11 +255,12 @@ class DatagramListener(Dispatcher):
         self._count_drops()
         reader = self._reader
         packets, octets, truncated = self._read_before
+        packets += reader.packets
         return Statistics(
-            packets + reader.packets,
+            packets,
             octets + reader.bytes,
-            self._delivered,
-            self._filtered,
+            packets - self._refused - self._forgotten - length_hint(self._packets_left),
+            self._refused + self._refused_in_kernel,
             truncated + reader.truncated,
             self._dropped,
         )
@@ -268,7 +282,7 @@ class DatagramListener(Dispatcher):
             # What the host has lost since the last look is the most that can have been lost here; the rest was refused.
             lost = min(new, max(0, overflowed - self._overflows))
             self._overflows = overflowed
-            self._filtered += new - lost
+            self._refused_in_kernel += new - lost
             new = lost
         self._dropped += new
 

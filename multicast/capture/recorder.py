@@ -106,11 +106,12 @@ class Recorder(MulticastListener):
         accept = self._accept
         if accept is not None:
             passed = [pair for pair in zip(packets, addrs, strict=True) if accept(*pair)]
-            self._filtered += len(packets) - len(passed)
+            self._refused += len(packets) - len(passed)
             packets, addrs = [packet for packet, _ in passed], [addr for _, addr in passed]
         file = self.file
         if self._limit is not None:
             room = max(0, self._limit - file.packets)
+            self._forgotten += max(0, len(packets) - room)
             packets, addrs = packets[:room], addrs[:room]
         if file.closed:  # by another recorder, for the disk is full
             self.close()
@@ -120,7 +121,6 @@ class Recorder(MulticastListener):
         except OSError:
             self.close()
             raise
-        self._delivered += len(packets)
         if self._limit is not None and file.packets >= self._limit:
             self.close()
         return addrs
