@@ -321,7 +321,7 @@ class Network:
     be changed at any time.
 
     There is one host, unless `host` is used, with ``lo`` and the named `interfaces`: on the first of them it is
-    10.0.0.1 and fd00::1, on the second 10.0.1.1, and so on. What is sent by one interface is heard by those joined on it.
+    10.0.0.1 and fd00::1, on the second 10.0.1.1, and so on. What is sent by one is heard by those joined on it.
     Without a name packets leave by the first, and with `ttl` 0 by ``lo``, as on a real host. TTLs do not limit anything
     else, for there are no routers.
 

@@ -121,14 +121,19 @@ class Recorder(MulticastListener):
         except OSError:
             self.close()
             raise
-        if self._limit is not None and file.packets >= self._limit:
+        if self.complete:
             self.close()
         return addrs
+
+    @property
+    def complete(self) -> bool:
+        """Whether the file has the packets that were wanted."""
+        return self._limit is not None and self.file.packets >= self._limit
 
     def _tick(self) -> None:
         if self.closed:
             return
-        if self.file.closed:
+        if self.file.closed or self.complete:  # by what another recorder wrote
             self.close()
             return
         self._timer = self.poller.call_later(_FLUSH, self._tick)
@@ -151,10 +156,9 @@ class Recorder(MulticastListener):
     def _leave(self, socket: Any) -> None:
         """Take what the kernel has received until now, then leave the group."""
         now = time.time_ns()
-        limit, closing = self._limit, self._closing
         self._closing = True
         try:
-            while not closing and not self.file.closed and (limit is None or self.file.packets < limit):
+            while not self.file.closed and not self.complete:
                 addrs = self._record()
                 if not addrs or (addrs[-1].timestamp or 0) > now:
                     break
