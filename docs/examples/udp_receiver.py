@@ -13,9 +13,12 @@ COUNT = int(sys.argv[3]) if len(sys.argv) > 3 else None  # end after so many
 
 
 class Printer(multicast.DatagramListener):
+    count = 0
+
     def handle_packet(self, packet, addr):
         print(addr.host, addr.port, packet, flush=True)
-        return self.statistics().delivered + 1 == COUNT
+        self.count += 1
+        return self.count == COUNT  # something true closes the listener
 
 
 printer = Printer(ip=ADDRESS, port=PORT)
