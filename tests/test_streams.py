@@ -643,8 +643,8 @@ def test_closing_a_slow_peer_never_happens_inside_write(poller: Poller, pair: Pa
     assert stream.events == ["connected", PeerTimeout]
 
 
-def test_who_takes_nothing_for_the_stall_time_is_closed(clock: Clock, timed: Poller, pair: Pair) -> None:
-    ours, peer = pair
+def test_who_takes_nothing_for_the_stall_time_is_closed(clock: Clock, timed: Poller) -> None:
+    ours, peer = socket.socketpair()  # not TCP, which goes on working by itself for a while
     stream = Talker(ours, poller=timed, stall=5)
     timed.poll()
     while stream.waiting < 500_000:
@@ -662,6 +662,7 @@ def test_who_takes_nothing_for_the_stall_time_is_closed(clock: Clock, timed: Pol
     timed.poll()
     assert isinstance(stream.error, PeerTimeout)
     assert "has taken nothing for 5 s" in str(stream.error)
+    peer.close()
 
 
 def test_an_idle_connection_is_closed_and_a_busy_one_not(clock: Clock, timed: Poller, pair: Pair) -> None:
