@@ -9,11 +9,13 @@ from __future__ import annotations
 import builtins
 import errno
 import importlib
+import inspect
 import pkgutil
 import re
 import sys
 from typing import Any
 
+import click
 from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx import addnodes
@@ -28,6 +30,7 @@ sys.modules["multicast._batch"] = None  # type: ignore[assignment]
 
 import multicast  # noqa: E402
 import multicast.errors  # noqa: E402
+from multicast.cli import output  # noqa: E402
 
 project = "multicast"
 author = "The multicast-poller authors"
@@ -160,9 +163,48 @@ class AdviceTable(SphinxDirective):
         return container.children
 
 
+class CommandHelp(SphinxDirective):
+    """What `multicast NAME --help` says, so that it stands in one place; of `multicast` itself, its options."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Return usage, text, examples and options as nodes."""
+        name = self.arguments[0]
+        program = output.program.make_context("multicast", [], resilient_parsing=True)
+        command = output.program if name == "multicast" else output.program.get_command(program, name)
+        if command is None:
+            raise self.error(f"there is no command {name!r}")
+        lines: list[str] = []
+        shared: set[str] = set()
+        context = program
+        if command is not output.program:
+            context = click.Context(command, program, name)
+            shared = {option.name or "" for option in output.program.params}
+            usage = " ".join(["multicast", name, *command.collect_usage_pieces(context)])
+            lines += [".. code-block:: text", "", f"   {usage}", ""]
+            lines += self._plain(inspect.cleandoc(command.help or "")).splitlines()
+            lines += ["", ".. code-block:: console", ""]
+            lines += [f"   $ {example}" for example in getattr(command, "examples", ())]
+            lines += [""]
+        for option in command.params:
+            record = option.get_help_record(context) if isinstance(option, click.Option) else None
+            if record is not None and option.name not in shared:
+                lines += [f"``{record[0]}``", f"   {self._plain(record[1])}", ""]
+        container = nodes.container()
+        self.state.nested_parse(StringList(lines, self.get_source_info()[0]), self.content_offset, container)
+        return container.children
+
+    @staticmethod
+    def _plain(text: str) -> str:
+        """Return text without the meaning that reStructuredText gives to some characters, and options as code."""
+        return re.sub(r"(?<![\w-])(--[a-z][a-z-]*|-[A-Za-z]\b)", r"``\1``", re.sub(r"([\\*`|_])", r"\\\1", text))
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register what is made above."""
     app.add_directive("advice-table", AdviceTable)
+    app.add_directive("command-help", CommandHelp)
     app.connect("builder-inited", _one_signature_for_listen)
     app.connect("autodoc-process-signature", _named_default)
     app.connect("env-updated", _expect_every_name)

@@ -148,6 +148,41 @@ def test_a_module_that_is_missing_for_another_reason_is_not_explained_away() -> 
     assert "ModuleNotFoundError: No module named 'multicast.cli.no_such_module'" in done.stderr
 
 
+# -- the page about it -----------------------------------------------------------------------------------------------
+
+PAGE = Path(__file__).parents[1] / "docs" / "cli.rst"
+
+
+def test_every_command_has_its_section() -> None:
+    sections = re.findall(r"^(\w+)\n-+\n\n\.\. command-help:: (\w+)$", PAGE.read_text(), re.MULTILINE)
+    assert sections == [(name, name) for name in COMMANDS]
+
+
+def documented_keys(command: str) -> dict[str, set[str]]:
+    """Return the keys of each event, as the page has them."""
+    table = PAGE.read_text().partition(f".. list-table:: ``multicast {command} --json``")[2].partition("\n.. ")[0]
+    found: dict[str, set[str]] = {}
+    event = ""
+    for kind, keys in re.findall(r"^   \* -(.*)\n     - (.*)$", table, re.MULTILINE):
+        event = kind.strip() or event
+        found.setdefault(event, set()).update(re.findall(r"``(\w+)``", keys))
+    found.pop("Event")
+    return found
+
+
+def test_the_documented_keys_are_those_that_are_written() -> None:
+    with Running("listen", GROUP, "--json", "-c", "2").joined() as listening:
+        sent = events(multicast("send", GROUP, "text", "--json").stdout)
+        multicast("send", GROUP, "-x", "ff")
+        heard = events(listening.end()[1])
+    shown = events(multicast("interfaces", "--json").stdout)
+    for command, written in (("send", sent), ("listen", heard), ("interfaces", shown)):
+        keys: dict[str, set[str]] = {}
+        for event in written:
+            keys.setdefault(event["event"], set()).update(event.keys() - {"v", "event"})
+        assert keys == documented_keys(command)
+
+
 # -- text ------------------------------------------------------------------------------------------------------------
 
 
