@@ -271,16 +271,17 @@ def receive(reader: Reader, limit: int = LIMIT) -> tuple[list[bytes], list[Addre
                 if offload:
                     segment = _segment(ancillary, size)
                     if 0 < segment < size:
-                        for start in range(0, size, segment):
-                            end = min(start + segment, size)
-                            length = min(end - start, mtu)
-                            packets.append(bytes(window[start : start + length]))
-                            total += length
-                            if start + length < end:
-                                reader.truncated += 1
-                                addresses.append(_cut(address))
-                            else:
-                                addresses.append(address)
+                        data = bytes(window[:size])
+                        pieces = [data[start : start + segment] for start in range(0, size, segment)]
+                        origins = [address] * len(pieces)
+                        if segment > mtu:
+                            origins = [_cut(address) if len(piece) > mtu else address for piece in pieces]
+                            pieces = [piece[:mtu] for piece in pieces]
+                            reader.truncated += sum(origin.truncated for origin in origins)
+                            size = sum(map(len, pieces))
+                        packets += pieces
+                        addresses += origins
+                        total += size
                         continue
                     if size > mtu:
                         size, truncated = mtu, True
