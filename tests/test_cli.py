@@ -890,6 +890,7 @@ def test_the_demonstration_works_in_a_network_of_its_own() -> None:
     assert "In a network of this program's own" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("all as it should be: ")
     assert "skipped" not in done.stdout
+    assert "alarms       received 7, let 1 pass: as it should be" in done.stdout
     assert not any(len(line) > 80 for line in done.stdout.splitlines())
     for part in demo.PARTS:
         assert (part.__doc__ or "").splitlines()[0].rstrip(".") in done.stdout
