@@ -523,11 +523,11 @@ def _sending(
                 f"ttl=0 keeps packets on this host, so they go by lo and not by {chosen.name};"
                 " leave interface out, or use a ttl from 1 on"
             )
-        return Way(_loopback(), source)
+        return _by_loopback(to, source)
     if chosen is not None:
-        return Way(chosen.index, source)
+        return _by_loopback(to, source) if chosen.loopback else Way(chosen.index, source)
     if source:
-        return Way(_loopback(), source)
+        return _by_loopback(to, source)
     if to.needs_interface:
         raise InterfaceError(
             f"{to.address} is a different address on each link, so it needs an interface: interface='eth0', or"
@@ -541,8 +541,13 @@ def _sending(
                 "no route for %s: its packets go out of lo and stay on this host; name an interface to send by",
                 to.address,
             )
-        return Way(_loopback())
+        return _by_loopback(to, source)
     return Way()
+
+
+def _by_loopback(to: Endpoint, source: str) -> Way:
+    # Left alone, the kernel finds no IPv4 address there that is good for groups, and sends from 0.0.0.0.
+    return Way(_loopback(), source or ("127.0.0.1" if to.family == socket.AF_INET else ""))
 
 
 def _loopback() -> int:
