@@ -136,6 +136,8 @@ def _readable(packet: bytes) -> str | None:
         text = packet.decode()
     except UnicodeDecodeError:
         return None
+    if text.isprintable():
+        return text
     hidden = sum(not (character.isprintable() or character in "\t\r\n") for character in text)
     return None if 4 * hidden > len(text) else text
 
@@ -156,6 +158,9 @@ def payload(packet: bytes) -> dict[str, str]:
         return {"text": packet.decode()}
     except UnicodeDecodeError:
         return {"base64": base64.b64encode(packet).decode()}
+
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would make one for each line
 
 
 # -- where it goes -------------------------------------------------------------------------------------------------
@@ -204,7 +209,7 @@ class Output:
 
         Everything outside ASCII is escaped, so that no terminal takes what peers sent for commands.
         """
-        text = json.dumps({"v": 1, "event": event, **fields}, separators=(",", ":"))
+        text = _encode({"v": 1, "event": event, **fields})
         sys.stdout.write(text.replace("\x7f", "\\u007f") + "\n")
 
     def raw(self, data: bytes) -> None:
