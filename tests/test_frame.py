@@ -33,13 +33,15 @@ LEVELS = {
     "discovery": 3,
     "streams": 3,
     "capture": 3,
+    "probes": 3,
+    "meters": 3,
     "testing": 3,
     "aio": 3,
     "doctor": 3,
     "cli": 4,
     "__main__": 5,
 }
-SIDEWAYS = {("sockets", "interfaces"), ("aio", "discovery")}
+SIDEWAYS = {("sockets", "interfaces"), ("aio", "discovery"), ("meters", "probes")}
 PRIVATE = {"_batch": "batch"}  # and who alone may import it
 FACADE = "__init__"
 
