@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import multicast
+from multicast import capture
 
 README = Path(__file__).parents[1] / "README.rst"
 
@@ -32,7 +33,12 @@ def run(test: doctest.DocTest) -> None:
 
 
 @pytest.mark.parametrize("test", examples(), ids=lambda test: test.name)
-def test_docstring(test: doctest.DocTest) -> None:
+def test_docstring(test: doctest.DocTest, tmp_path: Path) -> None:
+    """Examples may use a capture file of one packet, whose path is `example`."""
+    path = tmp_path / "example.pcapng"
+    with capture.write(path) as file:
+        file.write(capture.Packet(b"hello", ("10.0.0.5", 40112), "239.1.2.3", 5000))
+    test.globs["example"] = str(path)
     run(test)
 
 
