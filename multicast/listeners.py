@@ -482,9 +482,9 @@ class MulticastListener(DatagramListener):
         return f"<{type(self).__name__} {self.group} on {where}{', closed' if self.closed else ''}>"
 
     def _leave(self, socket: socket.socket) -> None:
-        super()._leave(socket)
         for interface in self.interfaces:
             leave(socket, self.group, interface.index)
+        super()._leave(socket)
 
 
 class _Vigil(Watch):

@@ -759,15 +759,19 @@ class Poller:
     def _close(self) -> None:
         if not self._closing_lock.acquire(blocking=False):
             return  # another thread is at it
+        failure: BaseException | None = None
         try:
             owner = _owners.get(id(self))
             outer = owner() if owner is not None else None
             if outer is not None:
                 outer.unregister(self)
             for target in self:
-                self.unregister(target)
-                if isinstance(target, Dispatcher):
-                    target.close()
+                try:
+                    self.unregister(target)
+                    if isinstance(target, Dispatcher):
+                        target.close()
+                except Exception as error:
+                    failure = error  # raised when all the others are closed
             self._timers.clear()
             self._calls.clear()
             self._revisit.clear()
@@ -776,6 +780,8 @@ class Poller:
         finally:
             self._closing = False
             self._closing_lock.release()
+        if failure is not None:
+            raise failure
 
     def _release(self) -> None:
         self._late.clear()

@@ -57,8 +57,7 @@ def test_the_address_equals_what_recvfrom_returns(poller: Poller, free_port: int
     for ip, address in (("239.1.1.1", "127.0.0.1"), ("ff15::4242", "::1")):
         listener = Keeper(ip=ip, port=free_port, poller=poller, **ON_LO)
         family = socket.AF_INET6 if ":" in ip else socket.AF_INET
-        with multicast.sockets.open_sender(listener.group, 0)[0] as sender:
-            sender.bind((address, 0))
+        with multicast.sockets.open_sender(listener.group, 0, source_ip=address)[0] as sender:
             sender.sendto(b"x", listener.group.sockaddr())
             poller.poll()
             assert listener.addrs == [sender.getsockname()]
