@@ -28,7 +28,10 @@ COMMANDS: dict[str, Entry] = {
     "request": Entry("conversation", "request", "ask a group, and print who answers what"),
     "respond": Entry("conversation", "respond", "answer requests to a group"),
     "chat": Entry("chat", "chat", "talk, over multicast or TCP"),
+    "doctor": Entry("diagnosis", "doctor", "find out why nothing arrives"),
     "interfaces": Entry("basic", "show_interfaces", "show the interfaces of this host, and the groups joined"),
+    "record": Entry("record", "record", "record groups to a capture file"),
+    "replay": Entry("record", "replay", "send the packets of a capture file as they were recorded"),
     "demo": Entry("demo", "demo", "show the library at work, without a network"),
 }
 
@@ -36,8 +39,6 @@ COMMANDS: dict[str, Entry] = {
 _EXTRAS = {
     "click": "cli",
     "rich": "cli",
-    "dpkt": "capture",
-    "pcapng": "capture",
     "matplotlib": "plot",
     "prometheus_client": "metrics",
     "cryptography": "secure",

@@ -1,0 +1,178 @@
+"""The command `doctor`."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import textwrap
+
+import click
+
+from multicast.doctor import Diagnosis, Finding, diagnose
+from multicast.sockets import Group
+
+from .output import (
+    GROUP,
+    SECONDS,
+    Exit,
+    Output,
+    command,
+    in_options,
+    interfaces_option,
+    plural,
+    printable,
+    where,
+)
+
+_COLOURS = {"ok": "green", "warn": "yellow", "fail": "red", "skip": "dim"}
+_WORDS = {"ok": "ok", "warn": "warn", "fail": "FAIL", "skip": "skip"}
+
+
+@command(
+    "doctor",
+    json=True,
+    examples=[
+        "multicast doctor 239.1.2.3:5000",
+        "sudo multicast doctor 239.1.2.3:5000 -i eth0 --from 10.0.0.5",
+        "multicast doctor '[ff02::c%eth0]:1900' -w 10 --json",
+    ],
+)
+@click.argument("group", metavar="[GROUP]", type=GROUP, default="")
+@interfaces_option("Where the packets should arrive: a name, an index, an address, several with commas or by several"
+                   " -i, or all. Left out, anywhere.")
+@click.option("--from", "sources", metavar="SOURCE", multiple=True,
+              help="Who should send them: an address, several by several --from. Left out, anybody.")
+@click.option("-w", "--deadline", type=SECONDS, metavar="SECONDS", default=5.0, show_default=True,
+              help="How long to look. Meanwhile there should be traffic.")
+def doctor(
+    out: Output, group: Group, interfaces: list[str] | None, sources: tuple[str, ...], deadline: float
+) -> Exit:
+    """Find out why nothing arrives.
+
+    Run it where packets are missed, while the sender sends and, if there is one, the program runs that misses them.
+    It listens for some seconds, compares the kernel's counters, and looks at interfaces, routes, filters and sockets;
+    as root also at the wire and at the firewall. Then it says what stops the packets and what mends it, and below that
+    what each check has found. It changes nothing and sends nothing to the group.
+
+    Exit code 0 when no fault was found, 1 when one was, 3 when the system refused to let it look.
+    """
+    watch = _Watch(out, group, deadline)
+    try:
+        diagnosis = diagnose(
+            group,
+            interface=interfaces or list(group.interfaces) or None,
+            source=sources or None,
+            wait=deadline,
+            progress=watch.tell,
+        )
+    finally:
+        watch.clear()
+    if out.json:
+        _write_json(out, diagnosis)
+    else:
+        _write_text(out, diagnosis)
+    return Exit.YES if diagnosis.healthy else Exit.NO
+
+
+class _Watch:
+    """Tells on stderr how the look goes on: once, and on a terminal again and again in the same line."""
+
+    def __init__(self, out: Output, group: Group, seconds: float) -> None:
+        self._out = out
+        self._live = sys.stderr.isatty() and not out.quiet
+        self._text = f"looking for packets to {group}"
+        self._width = 0
+        if not self._live:
+            out.say(f"{self._text} for {seconds:.3g} s")
+
+    def tell(self, left: float, packets: int) -> None:
+        if self._live:
+            text = f"{self._text}: {plural(packets, 'packet')}, {left:.0f} s left"[: _columns() - 1]
+            sys.stderr.write("\r" + text.ljust(self._width))
+            sys.stderr.flush()
+            self._width = len(text)
+
+    def clear(self) -> None:
+        if self._live:
+            sys.stderr.write("\r" + " " * self._width + "\r")
+            sys.stderr.flush()
+
+
+def _columns() -> int:
+    return max(40, shutil.get_terminal_size().columns)
+
+
+def _write_json(out: Output, diagnosis: Diagnosis) -> None:
+    for finding in diagnosis.findings:
+        out.event("check", **_fields(finding))
+    fault = diagnosis.fault
+    out.event(
+        "summary",
+        healthy=diagnosis.healthy,
+        fault=None if fault is None else _fields(fault),
+        warnings=[finding.code for finding in diagnosis.warnings],
+        group=diagnosis.group.address,
+        port=diagnosis.group.port,
+        sources=diagnosis.group.sources,
+        interfaces=diagnosis.interfaces,
+        packets=diagnosis.packets,
+        seconds=diagnosis.seconds,
+    )
+
+
+def _fields(finding: Finding) -> dict[str, object]:
+    return {
+        "check": finding.check,
+        "status": finding.status,
+        "code": finding.code or None,
+        "cause": finding.cause,
+        "fixes": finding.fixes,
+        "seen": finding.seen or None,
+    }
+
+
+def _write_text(out: Output, diagnosis: Diagnosis) -> None:
+    fault = diagnosis.fault
+    if fault is None:
+        arrived = plural(diagnosis.packets, "packet") if diagnosis.packets else "no packet"
+        target = where(diagnosis.group.address, diagnosis.group.port)
+        text = f"No fault found: {arrived} for {target} arrived in {diagnosis.seconds:.3g} s."
+        _write(out, "", text, "green")
+        for warning in diagnosis.warnings:
+            _write_causes(out, warning, "But:", "yellow")
+    else:
+        _write_causes(out, fault, "Cause:", "red")
+    out.line()
+    width = max(len(finding.check) for finding in diagnosis.findings)
+    for finding in diagnosis.findings:
+        lead = f"{_WORDS[finding.status]:4}  {finding.check:{width}}  "
+        # What stands above in full is not said again.
+        above = finding is fault or (fault is None and finding in diagnosis.warnings)
+        text = finding.seen if above else finding.cause + (f" ({finding.seen})" if finding.seen else "")
+        lines = _wrapped(text, len(lead))
+        out.line(out.style(lead[:4], _COLOURS[finding.status]) + lead[4:] + lines[0])
+        for line in lines[1:]:
+            out.line(" " * len(lead) + line)
+
+
+def _write_causes(out: Output, finding: Finding, label: str, colour: str) -> None:
+    _write(out, label, finding.cause, colour)
+    for number, fix in enumerate(finding.fixes):
+        # Commands are not broken into lines: they are there to be copied.
+        out.line(f"{'Fix:' if number == 0 else '   or':7}{printable(in_options(fix))}")
+    _write(out, "Seen:", finding.seen, "")
+
+
+def _write(out: Output, label: str, text: str, colour: str) -> None:
+    lead = f"{label:7}" if label else ""
+    for number, line in enumerate(_wrapped(text, len(lead))):
+        start = lead if number == 0 else " " * len(lead)
+        out.line(start + (out.style(line, "bold", colour) if colour else line))
+
+
+def _wrapped(text: str, indent: int) -> list[str]:
+    """Return `text` in lines that fit on the terminal; in one line where there is none."""
+    text = printable(text)
+    if not sys.stdout.isatty():
+        return [text]
+    return textwrap.wrap(text, max(20, _columns() - indent), break_long_words=False, break_on_hyphens=False) or [""]

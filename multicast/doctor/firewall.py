@@ -1,0 +1,359 @@
+"""Rules of the firewall: what nft and iptables print, and which rule stands in the way of a packet.
+
+Both are read in the form meant for programs, and only so far as needed to follow one packet: where a rule says more
+than is understood here, it may match or not, and what it does is a possibility and no certainty. Counters decide
+where there are some.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+__all__ = ["Match", "Rule", "blocking", "from_nft", "from_save", "grown"]
+
+#: Where incoming packets for this host are looked at, in this order.
+HOOKS = ("ingress", "prerouting", "input")
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """One condition of a rule: a field of the packet has one of these values, or has none of them."""
+
+    #: daddr saddr dport iif proto family state type; "" for what is not understood here.
+    field: str
+    values: tuple[str, ...] = ()
+    negated: bool = False
+
+    def holds(self, facts: Mapping[str, str]) -> bool | None:
+        """Whether a packet with these fields matches; None when that cannot be told."""
+        fact = facts.get(self.field)
+        if not self.field or fact is None:
+            return None
+        answers = [_equal(self.field, value, fact) for value in self.values]
+        if None in answers and True not in answers:
+            return None
+        return (True in answers) != self.negated
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule of the firewall, or the policy of a chain, which is what happens at its end."""
+
+    #: ip, ip6, inet, netdev.
+    family: str
+    table: str
+    chain: str
+    #: drop, accept, jump, goto, return; "" for rules that decide nothing.
+    action: str
+    #: The rule as it is written.
+    text: str = ""
+    #: Where the chain begins, one of `HOOKS`; "" for chains that are jumped to.
+    hook: str = ""
+    priority: int = 0
+    matches: tuple[Match, ...] = ()
+    #: The chain to go on with.
+    target: str = ""
+    #: How many packets it has matched; None where it does not count.
+    packets: int | None = None
+    #: How many of them while we looked.
+    grew: int = 0
+    #: The program to change it with.
+    program: str = "nft"
+    #: Whether it is the end of its chain.
+    policy: bool = False
+
+    @property
+    def name(self) -> str:
+        """The rule for people, with where it is."""
+        return f"{self.program}, table {self.family} {self.table}, chain {self.chain}: {self.text}"
+
+    def allowing(self, group: str, port: int) -> str:
+        """Return the command that lets packets to a group through here."""
+        if self.program == "nft":
+            family = "ip6" if ":" in group else "ip"
+            where = f"{self.family} {self.table} {self.chain}"
+            return f"sudo nft insert rule {where} {family} daddr {group} udp dport {port} accept"
+        table = "" if self.table == "filter" else f"-t {self.table} "
+        return f"sudo {self.program} {table}-I {self.chain} -d {group} -p udp --dport {port} -j ACCEPT"
+
+
+def _equal(field: str, value: str, fact: str) -> bool | None:
+    """Whether `fact` is `value`, or in the range or prefix that it writes."""
+    if field in ("daddr", "saddr"):
+        try:
+            if "-" in value:
+                low, high = (ipaddress.ip_address(part) for part in value.split("-"))
+                address = ipaddress.ip_address(fact)
+                return low.version == address.version and int(low) <= int(address) <= int(high)
+            network = ipaddress.ip_network(value, strict=False)
+            address = ipaddress.ip_address(fact)
+            return network.version == address.version and address in network
+        except ValueError:
+            return None
+    if field == "dport":
+        low_text, _, high_text = value.replace(":", "-").partition("-")
+        if not low_text.isdecimal():
+            return None
+        return int(low_text) <= int(fact) <= int(high_text or low_text)
+    if value[-1:] in ("*", "+"):
+        return fact.startswith(value[:-1])
+    return None if value.startswith("@") else value == fact
+
+
+# -- nft -----------------------------------------------------------------------------------------------------------
+
+# What nft calls the fields, and what they are here.
+_NFT_FIELDS = {
+    ("payload", "ip", "daddr"): "daddr",
+    ("payload", "ip6", "daddr"): "daddr",
+    ("payload", "ip", "saddr"): "saddr",
+    ("payload", "ip6", "saddr"): "saddr",
+    ("payload", "udp", "dport"): "dport",
+    ("payload", "th", "dport"): "dport",
+    ("payload", "ip", "protocol"): "proto",
+    ("payload", "ip6", "nexthdr"): "proto",
+    ("meta", "", "l4proto"): "proto",
+    ("meta", "", "nfproto"): "family",
+    ("meta", "", "iifname"): "iif",
+    ("meta", "", "iif"): "iif",
+    ("meta", "", "pkttype"): "type",
+    ("ct", "", "state"): "state",
+}
+_ACTIONS = {"drop": "drop", "reject": "drop", "accept": "accept", "jump": "jump", "goto": "goto", "return": "return"}
+
+
+def from_nft(text: str) -> list[Rule]:
+    """Return the rules that `nft -j list ruleset` prints, each chain with its policy last."""
+    entries = json.loads(text)["nftables"]
+    chains: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for entry in entries:
+        if "chain" in entry:
+            chain = entry["chain"]
+            chains[chain["family"], chain["table"], chain["name"]] = chain
+    found = []
+    for entry in entries:
+        if "rule" in entry:
+            rule = entry["rule"]
+            found.append(_nft_rule(rule, chains.get((rule["family"], rule["table"], rule["chain"]), {})))
+    for (family, table, name), chain in chains.items():
+        if "hook" in chain:
+            policy = chain.get("policy", "accept")
+            found.append(
+                Rule(family, table, name, policy, f"policy {policy}", chain["hook"], _priority(chain), policy=True)
+            )
+    return found
+
+
+def _priority(chain: Mapping[str, Any]) -> int:
+    return int(chain.get("prio", 0))
+
+
+def _nft_rule(rule: Mapping[str, Any], chain: Mapping[str, Any]) -> Rule:
+    matches, words, action, target, packets = [], [], "", "", None
+    for expression in rule.get("expr", ()):
+        ((kind, value),) = expression.items()
+        if kind == "counter":
+            packets = int(value.get("packets", 0)) if isinstance(value, dict) else None
+        elif kind in _ACTIONS:
+            action = _ACTIONS[kind]
+            target = value.get("target", "") if action in ("jump", "goto") else ""
+            words.append(f"{kind} {target}".strip())
+        elif kind == "match":
+            match, written = _nft_match(value)
+            matches.append(match)
+            words.append(written)
+        else:
+            words.append(kind)
+            if kind not in ("log", "notrack", "mangle"):
+                matches.append(Match(""))  # a limit, for instance, matches sometimes
+    return Rule(
+        rule["family"],
+        rule["table"],
+        rule["chain"],
+        action,
+        " ".join(words),
+        chain.get("hook", ""),
+        _priority(chain),
+        tuple(matches),
+        target,
+        packets,
+    )
+
+
+def _nft_match(value: Mapping[str, Any]) -> tuple[Match, str]:
+    left, right, op = value["left"], value["right"], value.get("op", "==")
+    ((kind, about),) = left.items() if isinstance(left, dict) and len(left) == 1 else (("", {}),)
+    about = about if isinstance(about, dict) else {}
+    protocol, name = about.get("protocol", ""), about.get("field", "") or about.get("key", "")
+    values = tuple(_nft_values(right))
+    field = _NFT_FIELDS.get((kind, protocol, name), "")
+    written = f"{protocol or kind} {name}".strip() + ("" if op in ("==", "in") else f" {op}")
+    listed = values[0] if len(values) == 1 else "{ " + ", ".join(values) + " }"
+    known = field if op in ("==", "!=", "in") and values else ""
+    return Match(known, values, op == "!="), f"{written} {listed}"
+
+
+def _nft_values(right: Any) -> Iterator[str]:
+    if isinstance(right, list):
+        for one in right:
+            yield from _nft_values(one)
+    elif isinstance(right, dict):
+        if "set" in right:
+            yield from _nft_values(right["set"])
+        elif "prefix" in right:
+            yield f"{right['prefix']['addr']}/{right['prefix']['len']}"
+        elif "range" in right:
+            yield "-".join(str(end) for end in right["range"])
+        elif "elem" in right:
+            yield from _nft_values(right["elem"].get("val"))
+        else:
+            yield "@" + next(iter(right), "?")
+    else:
+        yield str(right)
+
+
+# -- iptables ------------------------------------------------------------------------------------------------------
+
+_SAVE_FIELDS = {
+    "-d": "daddr",
+    "-s": "saddr",
+    "-i": "iif",
+    "-p": "proto",
+    "--dport": "dport",
+    "--dports": "dport",
+    "--ctstate": "state",
+    "--state": "state",
+    "--pkt-type": "type",
+}
+_SAVE_ACTIONS = {"DROP": "drop", "REJECT": "drop", "ACCEPT": "accept", "RETURN": "return"}
+_SAVE_HOOKS = {"PREROUTING": "prerouting", "INPUT": "input"}
+# raw comes first, then mangle, nat, filter (iptables(8)).
+_SAVE_PRIORITY = {"raw": -300, "mangle": -150, "nat": -100}
+
+
+def from_save(text: str, family: str, program: str) -> list[Rule]:
+    """Return the rules that `iptables-save -c` prints, each chain with its policy last."""
+    found: list[Rule] = []
+    policies: list[Rule] = []
+    table = ""
+    for line in text.splitlines():
+        if line.startswith("*"):
+            table = line[1:].strip()
+        elif line.startswith(":"):
+            name, policy, *rest = line[1:].split()
+            if name in _SAVE_HOOKS and policy in _SAVE_ACTIONS:
+                count = rest[0].strip("[]").partition(":")[0] if rest else ""
+                policies.append(
+                    Rule(family, table, name, _SAVE_ACTIONS[policy], f"policy {policy}", _SAVE_HOOKS[name],
+                         _SAVE_PRIORITY.get(table, 0), packets=int(count) if count.isdecimal() else None,
+                         program=program, policy=True)
+                )
+        elif line.startswith("["):
+            counted, _, written = line.partition("] ")
+            found.append(_saved(written, int(counted[1:].partition(":")[0]), family, table, program))
+    return found + policies
+
+
+def _saved(written: str, packets: int, family: str, table: str, program: str) -> Rule:
+    words = shlex.split(written)
+    chain, matches, action, target = words[1], [], "", ""
+    negated = False
+    at = 2
+    while at < len(words):
+        word = words[at]
+        value = words[at + 1] if at + 1 < len(words) else ""
+        if word == "!":
+            negated = True
+            at += 1
+            continue
+        if word in ("-j", "-g"):
+            action = _SAVE_ACTIONS.get(value, "goto" if word == "-g" else "jump")
+            target = value if action in ("jump", "goto") else ""
+            break  # what follows is about the target
+        if word in _SAVE_FIELDS:
+            values = tuple(value.lower().split(",") if word in ("--ctstate", "--state") else value.split(","))
+            matches.append(Match(_SAVE_FIELDS[word], values, negated))
+            at += 2
+        elif word in ("-m", "--match", "--comment"):
+            at += 2
+        else:
+            matches.append(Match(""))
+            at += 1
+            while at < len(words) and not words[at].startswith("-") and words[at] != "!":
+                at += 1
+        negated = False
+    return Rule(family, table, chain, action, " ".join(words[2:]), _SAVE_HOOKS.get(chain, ""),
+                _SAVE_PRIORITY.get(table, 0), tuple(matches), target, packets, program=program)
+
+
+# -- judging -------------------------------------------------------------------------------------------------------
+
+
+def grown(before: Sequence[Rule], after: Sequence[Rule]) -> tuple[Rule, ...]:
+    """Return the rules as they are after, each with how many packets it has matched since before."""
+    known: dict[Rule, list[int]] = {}
+    for rule in before:
+        known.setdefault(replace(rule, packets=None), []).append(rule.packets or 0)
+    found = []
+    for rule in after:
+        earlier = known.get(replace(rule, packets=None))
+        # Alike rules are counted in their order.
+        count = earlier.pop(0) if earlier else 0
+        found.append(replace(rule, grew=(rule.packets or 0) - count))
+    return tuple(found)
+
+
+def blocking(rules: Iterable[Rule], facts: Mapping[str, str]) -> tuple[Rule, bool] | None:
+    """Return the rule that drops a packet with these fields, and whether that is certain; None when none does.
+
+    A rule that counts and has dropped something meanwhile goes before all others. One that counts and has not is out.
+    """
+    every = list(rules)
+    possible: list[tuple[Rule, bool]] = []
+    families = ("inet", "netdev", "ip6" if ":" in facts["daddr"] else "ip")
+    starts = {
+        (HOOKS.index(rule.hook), rule.priority, rule.family, rule.table, rule.chain, rule.program)
+        for rule in every
+        if rule.hook in HOOKS and rule.family in families
+    }
+    for _, _, family, table, chain, program in sorted(starts):
+        here = [rule for rule in every if (rule.family, rule.table, rule.program) == (family, table, program)]
+        possible += _follow(here, chain, facts, True, 0)[0]
+    counted = [rule for rule, _ in possible if rule.grew > 0]
+    if counted:
+        return max(counted, key=lambda rule: rule.grew), True
+    return next((each for each in possible if each[0].packets is None), None)
+
+
+def _follow(
+    rules: Sequence[Rule], chain: str, facts: Mapping[str, str], certain: bool, depth: int
+) -> tuple[list[tuple[Rule, bool]], bool]:
+    """Follow a packet through a chain; return what may drop it on the way, and whether it is decided at the end."""
+    found: list[tuple[Rule, bool]] = []
+    if depth > 16:
+        return found, False
+    for rule in sorted((one for one in rules if one.chain == chain), key=lambda one: one.policy):
+        answers = [match.holds(facts) for match in rule.matches]
+        if False in answers or not rule.action:
+            continue
+        sure = certain and None not in answers
+        if rule.action == "drop":
+            found.append((rule, sure))
+        elif rule.action in ("jump", "goto"):
+            inner, decided = _follow(rules, rule.target, facts, sure, depth + 1)
+            found += inner
+            if sure and (decided or rule.action == "goto"):
+                return found, decided
+            certain = certain and not (inner and not sure)
+        if sure and rule.action in ("drop", "accept"):
+            return found, True
+        if sure and rule.action == "return":
+            return found, False
+        if None in answers:
+            certain = False
+    return found, False

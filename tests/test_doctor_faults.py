@@ -1,0 +1,691 @@
+"""Each fault set up in network namespaces, and what the doctor says to it: as root, and with no privileges at all.
+
+Traffic is sent in the moment the doctor begins to count, by sockets that were opened before; so nothing here waits for
+luck, and a look can be short.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import helpers
+import netns
+import programs
+import pytest
+
+from multicast import sockets
+from multicast.doctor import Diagnosis, Finding, diagnose
+from multicast.interfaces import resolve
+from multicast.sockets import Group
+
+pytestmark = pytest.mark.needs_namespaces
+
+GROUP, PORT = "239.1.1.1", 5000
+TARGET = f"{GROUP}:{PORT}"
+WAIT = 0.25
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@contextmanager
+def without_powers() -> Iterator[None]:
+    """Have no capabilities, with the calling thread, for the length of a with statement."""
+    # capset(2): version 3 of the header, for this thread; then effective, permitted and inheritable, twice.
+    header = struct.pack("=Ii", 0x20080522, 0)
+    before = ctypes.create_string_buffer(24)
+    assert _libc.capget(header, before) == 0
+    values = list(struct.unpack("=6I", before.raw))
+    values[0] = values[3] = 0
+    assert _libc.capset(header, struct.pack("=6I", *values)) == 0
+    try:
+        yield
+    finally:
+        assert _libc.capset(header, before.raw) == 0
+
+
+class Scene:
+    """Hosts, what is open on them, and who looks."""
+
+    def __init__(self, lab: netns.Lab, root: bool, stack: ExitStack) -> None:
+        self.lab, self.root, self._stack = lab, root, stack
+
+    def sender(
+        self, host: netns.Host, target: str = TARGET, *, packets: int = 5, size: int = 5, **options: Any
+    ) -> Callable[[], None]:
+        """Open a sender on a host; return what sends."""
+        with host.inside():
+            opened, address = sockets.open_sender(Group.parse(target), **options)
+        self._stack.enter_context(opened)
+
+        def send() -> None:
+            for _ in range(packets):
+                opened.sendto(b"x" * size, address)
+
+        return send
+
+    def receiver(self, host: netns.Host, target: str = TARGET, interface: Any = None, **options: Any) -> socket.socket:
+        """Open a program's socket on a host that has joined a group."""
+        group = Group.parse(target)
+        with host.inside():
+            opened, _ = sockets.open_receiver(group, sockets.receiving(group, interface), **options)
+        self._stack.enter_context(opened)
+        return opened
+
+    def look(
+        self, host: netns.Host, target: str = TARGET, *traffic: Callable[[], object], wait: float = WAIT, **options: Any
+    ) -> Diagnosis:
+        """Have the doctor look, and send the traffic when it begins to count."""
+        rest = list(traffic)
+
+        def progress(left: float, packets: int) -> None:
+            while rest:
+                rest.pop(0)()
+
+        with host.inside(), ExitStack() as stack:
+            if not self.root:
+                stack.enter_context(without_powers())
+            return diagnose(target, wait=wait, progress=progress, **options)
+
+
+@pytest.fixture(params=["root", "user"])
+def scene(request: pytest.FixtureRequest, lab: netns.Lab) -> Iterator[Scene]:
+    with ExitStack() as stack:
+        yield Scene(lab, request.param == "root", stack)
+
+
+def finding(diagnosis: Diagnosis, check: str) -> Finding:
+    return next(one for one in diagnosis.findings if one.check == check)
+
+
+def fault(diagnosis: Diagnosis) -> Finding:
+    found = diagnosis.fault
+    assert found is not None, "\n".join(f"{one.status} {one.check}: {one.cause} ({one.seen})" for one in diagnosis.findings)
+    if "DOCTOR_SAID" in os.environ:
+        said(found)
+    return found
+
+
+def said(found: Finding) -> None:
+    """Keep what was said, for the table in a report."""
+    test = os.environ.get("PYTEST_CURRENT_TEST", "").partition("::")[2].partition(" ")[0]
+    with open(os.environ["DOCTOR_SAID"], "a", encoding="utf-8") as file:
+        file.write(f"{test}\t{found.status} {found.code}\t{found.cause}\t{' | '.join(found.fixes)}\t{found.seen}\n")
+
+
+def warning(diagnosis: Diagnosis, code: str) -> Finding:
+    found = next((one for one in diagnosis.warnings if one.code == code), None)
+    assert found is not None, [(one.status, one.check, one.code, one.cause) for one in diagnosis.findings]
+    if "DOCTOR_SAID" in os.environ:
+        said(found)
+    return found
+
+
+def no_alarm(diagnosis: Diagnosis) -> None:
+    alarms = [one for one in diagnosis.findings if one.status not in ("ok", "skip") and one.code != "engine-missing"]
+    assert alarms == []
+    assert diagnosis.packets > 0
+
+
+# -- healthy hosts ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", [TARGET, f"[ff15::1]:{PORT}", f"[ff02::77%vb]:{PORT}", f"10.99.0.1@232.1.1.1:{PORT}"])
+def test_no_alarm_on_a_host_that_receives(scene: Scene, target: str) -> None:
+    alice, bob = scene.lab.pair()
+    scene.receiver(bob, target)
+    outgoing = target.replace("%vb", "%va").rpartition("@")[2]
+    no_alarm(scene.look(bob, target, scene.sender(alice, outgoing, interface="va")))
+
+
+def test_no_alarm_with_an_ipv6_source(scene: Scene) -> None:
+    alice, bob = scene.lab.pair()
+    send = scene.sender(alice, f"[ff35::1]:{PORT}", interface="va", source_ip="fd99::1")
+    no_alarm(scene.look(bob, f"[ff35::1]:{PORT}", send, source="fd99::1"))
+
+
+def test_no_alarm_with_several_interfaces_some_of_them_bad(scene: Scene) -> None:
+    alice, bob = scene.lab.pair()
+    scene.lab.link(alice, "va1", bob, "vb1", net=1)
+    bob.ip("link add vx type veth peer name vy", "link set vx up", "link add vz type bridge", "link set vz up")
+    scene.receiver(bob, interface="vb1")
+    no_alarm(scene.look(bob, TARGET, scene.sender(alice, interface="va1")))
+
+
+@pytest.mark.parametrize("target", [TARGET, f"[ff15::1]:{PORT}"])
+def test_no_alarm_on_lo_alone(scene: Scene, target: str) -> None:
+    scene.receiver(scene.lab.here, target)
+    no_alarm(scene.look(scene.lab.here, target, scene.sender(scene.lab.here, target, ttl=0)))
+
+
+def test_no_alarm_in_a_container_whose_network_passes_groups(scene: Scene) -> None:
+    outside, inside = scene.lab.host("outside"), scene.lab.host("inside")
+    outside.ip("link add br0 type bridge", "link set br0 up", "address add 172.17.0.1/16 dev br0")
+    outside.ip(f"link add veth0 type veth peer name eth0 netns {inside.path}", "link set veth0 master br0 up")
+    inside.ip("link set eth0 up", "address add 172.17.0.2/16 dev eth0", "route add default via 172.17.0.1")
+    scene.receiver(inside)
+    no_alarm(scene.look(inside, TARGET, scene.sender(outside, interface="br0")))
+
+
+def test_no_alarm_where_the_firewall_lets_the_group_in(scene: Scene) -> None:
+    alice, bob = scene.lab.pair()
+    nft(bob, "table inet f { chain in { type filter hook input priority 0; policy drop;"
+             f" ip daddr {GROUP} udp dport {PORT} accept; ip protocol igmp accept; iif lo accept; }}; }}")
+    no_alarm(scene.look(bob, TARGET, scene.sender(alice)))
+
+
+# -- interfaces and routes -------------------------------------------------------------------------------------------
+
+
+def test_no_route_and_no_interface_named(scene: Scene) -> None:
+    alice, bob = scene.lab.pair()
+    bob.ip("route del 224.0.0.0/4")
+    found = fault(scene.look(bob))
+    assert found.code == "no-route"
+    assert "sudo ip route add 224.0.0.0/4 dev vb" in found.fixes
+    assert finding(scene.look(bob, interface="vb"), "route").status == "ok"
+    arriving = scene.look(bob, TARGET, scene.sender(alice))
+    assert arriving.healthy
+    assert [one.code for one in arriving.warnings] == ["no-route"]
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_an_interface_that_is_down(scene: Scene, named: bool) -> None:
+    _, bob = scene.lab.pair()
+    bob.ip("link set vb down")
+    found = fault(scene.look(bob, interface="vb" if named else None))
+    assert (found.code, found.fixes) == ("interface-down", ("sudo ip link set dev vb up",))
+
+
+def test_no_interface_that_is_up(scene: Scene) -> None:
+    host = scene.lab.host("mute")
+    host.ip("link set lo down")
+    assert fault(scene.look(host)).code == "none-up"
+
+
+def test_no_carrier(scene: Scene) -> None:
+    alice, bob = scene.lab.pair()
+    alice.ip("link set va down")
+    with bob.inside():  # the kernel tells in its own time
+        deadline = time.monotonic() + helpers.PATIENCE
+        while resolve("vb").running and time.monotonic() < deadline:
+            time.sleep(0.01)
+    found = fault(scene.look(bob, interface="vb"))
+    assert found.code == "no-carrier"
+    assert "no carrier" in found.seen
+
+
+def test_no_address(scene: Scene) -> None:
+    alice, bob = scene.lab.pair()
+    bob.ip("address del 10.99.0.2/24 dev vb")
+    found = fault(scene.look(bob, interface="vb"))
+    assert found.code == "no-address"
+    assert "no-address" in [one.code for one in scene.look(bob, TARGET, scene.sender(alice), interface="vb").warnings]
+
+
+def test_no_ipv6(scene: Scene) -> None:
+    _, bob = scene.lab.pair()
+    bob.sysctl("ipv6.conf.vb.disable_ipv6", 1)
+    assert fault(scene.look(bob, f"[ff15::1]:{PORT}", interface="vb")).code == "no-ipv6"
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_an_interface_without_the_multicast_flag(scene: Scene, named: bool) -> None:
+    _, bob = scene.lab.pair()
+    bob.ip("link set vb multicast off")
+    found = fault(scene.look(bob, interface="vb" if named else None))
+    assert (found.code, found.fixes) == ("no-multicast-flag", ("sudo ip link set dev vb multicast on",))
+
+
+# -- what arrives is something else ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def twice(scene: Scene) -> tuple[netns.Host, netns.Host]:
+    """Two hosts joined by two wires, va - vb and va1 - vb1."""
+    alice, bob = scene.lab.pair()
+    scene.lab.link(alice, "va1", bob, "vb1", net=1)
+    return alice, bob
+
+
+def test_the_packets_arrive_on_another_interface(scene: Scene, twice: tuple[netns.Host, netns.Host]) -> None:
+    alice, bob = twice
+    found = fault(scene.look(bob, TARGET, scene.sender(alice, interface="va1"), interface="vb"))
+    assert found.code == "other-interface"
+    assert found.cause == "The packets arrive on vb1, and not on vb."
+    assert found.fixes == (f"multicast listen {TARGET} -i vb1",)
+
+
+def test_a_program_has_joined_on_another_interface(scene: Scene, twice: tuple[netns.Host, netns.Host]) -> None:
+    alice, bob = twice
+    scene.receiver(bob, interface="vb")
+    found = fault(scene.look(bob, TARGET, scene.sender(alice, interface="va1")))
+    assert found.code == "joined-elsewhere"
+    assert f"(pid {os.getpid()}) has joined {GROUP} on vb only" in found.cause
+
+
+def test_the_sender_uses_another_interface(scene: Scene, twice: tuple[netns.Host, netns.Host]) -> None:
+    alice, _ = twice
+    found = fault(scene.look(alice, TARGET, scene.sender(alice, interface="va1"), interface="va"))
+    assert found.code == "other-interface-sent"
+    assert "by va1, and not by va" in found.cause
+
+
+def test_the_sender_uses_another_address(scene: Scene) -> None:
+    alice, bob = scene.lab.pair()
+    alice.ip("address add 10.99.0.77/24 dev va")
+    send = scene.sender(alice, source_ip="10.99.0.77")
+    found = fault(scene.look(bob, TARGET, send, source="10.99.0.1"))
+    assert found.code == "other-source"
+    assert found.cause == "The packets come from 10.99.0.77, and not from 10.99.0.1."
+
+
+def test_the_right_port_and_the_wrong_group(scene: Scene) -> None:
+    alice, bob = scene.lab.pair()
+    send = scene.sender(alice, f"239.1.1.2:{PORT}")
+    found = fault(scene.look(bob, TARGET, send))
+    if scene.root:
+        assert (found.code, found.fixes) == ("other-group", (f"multicast listen 239.1.1.2:{PORT}",))
+    else:
+        assert found.code == "nothing"
+    scene.receiver(bob, f"239.1.1.2:{PORT}")  # somebody has joined it: then it is seen without privileges
+    assert fault(scene.look(bob, TARGET, send)).code == "other-group"
+
+
+def test_a_program_has_joined_the_wrong_group(scene: Scene) -> None:
+    alice, bob = scene.lab.pair()
+    scene.receiver(bob, f"239.1.1.2:{PORT}")
+    diagnosis = scene.look(bob, TARGET, scene.sender(alice))
+    assert diagnosis.healthy
+    found = warning(diagnosis, "joined-other-group")
+    assert f"(pid {os.getpid()})" in found.cause
+    assert "239.1.1.2" in found.seen
+
+
+def test_the_right_group_and_the_wrong_port(scene: Scene) -> None:
+    alice, bob = scene.lab.pair()
+    found = fault(scene.look(bob, TARGET, scene.sender(alice, f"{GROUP}:5001")))
+    if scene.root:
+        assert found.cause == f"The packets for {GROUP} go to port 5001, and not to port {PORT}."
+    else:
+        assert found.code == "unread-port"
+        assert "UdpIgnoredMulti +5" in found.seen
+
+
+def test_nothing_is_sent_at_all(scene: Scene) -> None:
+    _, bob = scene.lab.pair()
+    found = fault(scene.look(bob))
+    assert found.code in ("nothing", "nothing-container")
+    assert ("nothing on the wire" if scene.root else "needs root") in found.seen
+
+
+# -- the kernel ------------------------------------------------------------------------------------------------------
+
+
+def far_source(scene: Scene) -> tuple[netns.Host, Callable[[], None]]:
+    """A host, and a sender to it whose address it has no route to."""
+    alice, bob = scene.lab.pair()
+    alice.ip("address add 172.16.4.2/32 dev va")
+    return bob, scene.sender(alice, source_ip="172.16.4.2")
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_strict_reverse_path_filter(scene: Scene, told: bool) -> None:
+    bob, send = far_source(scene)
+    bob.sysctl("ipv4.conf.vb.rp_filter", 1)
+    bob.ip("route add 172.16.4.0/24 dev lo")  # there is one, and it leads elsewhere
+    found = fault(scene.look(bob, TARGET, send, interface="vb", source="172.16.4.2" if told else None))
+    if scene.root or told:
+        assert found.code == "strict-reverse-path"
+        assert found.fixes == ("sudo ip route add 172.16.4.2 dev vb", "sudo sysctl -w net.ipv4.conf.vb.rp_filter=2")
+    else:
+        assert found.code == "reverse-path"
+    assert "IPReversePathFilter +5" in found.seen
+
+
+def test_a_loose_reverse_path_filter(scene: Scene) -> None:
+    bob, send = far_source(scene)
+    bob.sysctl("ipv4.conf.all.rp_filter", 2)
+    found = fault(scene.look(bob, TARGET, send, source="172.16.4.2"))
+    assert found.code == "loose-reverse-path"
+    assert found.fixes[1] == "sudo sysctl -w net.ipv4.conf.all.rp_filter=0"
+
+
+def nft(host: netns.Host, rules: str) -> None:
+    if shutil.which("nft") is None:
+        pytest.skip("the program nft is not installed")
+    done = host.run(["nft", rules])
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("counts", ["counter ", ""])
+def test_a_firewall_that_drops(scene: Scene, counts: str) -> None:
+    alice, bob = scene.lab.pair()
+    nft(bob, f"table inet f {{ chain in {{ type filter hook input priority 0; ip daddr {GROUP} {counts}drop; }}; }}")
+    found = fault(scene.look(bob, TARGET, scene.sender(alice, packets=50)))
+    if scene.root:
+        assert found.code == ("firewall-rule" if counts else "firewall-candidate")
+        assert f"table inet f, chain in: ip daddr {GROUP} drop" in found.cause
+        assert found.fixes == (f"sudo nft insert rule inet f in ip daddr {GROUP} udp dport {PORT} accept",)
+    else:
+        assert found.code == "discarded"
+    if scene.root:
+        assert bob.run(found.fixes[0].removeprefix("sudo ").split()).returncode == 0
+        assert scene.look(bob, TARGET, scene.sender(alice)).healthy  # the fix is one
+
+
+def test_a_firewall_made_by_iptables(scene: Scene) -> None:
+    if shutil.which("iptables") is None:
+        pytest.skip("the program iptables is not installed")
+    alice, bob = scene.lab.pair()
+    done = bob.run(["iptables", "-A", "INPUT", "-p", "udp", "--dport", str(PORT), "-j", "DROP"])
+    assert done.returncode == 0, done.stderr
+    found = fault(scene.look(bob, TARGET, scene.sender(alice, packets=50)))
+    if scene.root:
+        assert found.code == "firewall-rule"
+        assert "iptables, table ip filter, chain INPUT" in found.cause
+        assert bob.run(found.fixes[0].removeprefix("sudo ").split()).returncode == 0
+        assert scene.look(bob, TARGET, scene.sender(alice)).healthy
+    else:
+        assert found.code == "discarded"
+
+
+def test_the_sender_s_ttl_does_not_cross_a_router(scene: Scene) -> None:
+    alice, _ = scene.lab.pair()
+    diagnosis = scene.look(alice, TARGET, scene.sender(alice, ttl=1))
+    assert diagnosis.healthy
+    assert "TTL 1 by va" in warning(diagnosis, "ttl-one").cause
+    assert scene.look(alice, TARGET, scene.sender(alice, ttl=2)).warnings == ()
+
+
+@contextmanager
+def forwarding(router: netns.Host, group: str, source: str, first: str, second: str) -> Iterator[None]:
+    """Forward a group from the interface `first` to `second`, as a multicast router does."""
+    # linux/mroute.h: MRT_INIT, MRT_ADD_VIF (struct vifctl, by index), MRT_ADD_MFC (struct mfcctl).
+    init, add_vif, add_mfc, by_index = 200, 202, 204, 8
+    with router.inside():
+        opened = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_IGMP)
+    with opened:
+        opened.setsockopt(socket.IPPROTO_IP, init, struct.pack("i", 1))
+        with router.inside():
+            for number, device in enumerate((first, second)):
+                index = socket.if_nametoindex(device)
+                opened.setsockopt(
+                    socket.IPPROTO_IP, add_vif, struct.pack("=HBBIi4x", number, by_index, 1, 0, index)
+                )
+        counts = struct.pack("=4s4sH32B2xIIIi", socket.inet_aton(source), socket.inet_aton(group), 0,
+                             *([0, 1] + [0] * 30), 0, 0, 0, 0)
+        opened.setsockopt(socket.IPPROTO_IP, add_mfc, counts)
+        yield
+
+
+def test_the_receiver_behind_a_router(scene: Scene) -> None:
+    alice, router, bob = (scene.lab.host(name) for name in ("alice", "router", "bob"))
+    scene.lab.link(alice, "va", router, "ra", net=0)
+    scene.lab.link(router, "rb", bob, "vb", net=1)
+    router.sysctl("ipv4.ip_forward", 1)
+    bob.ip("route add default via 10.99.1.1")
+    with forwarding(router, GROUP, "10.99.0.1", "ra", "rb"):
+        found = fault(scene.look(bob, TARGET, scene.sender(alice, ttl=1), source="10.99.0.1"))
+        assert found.code == "behind-router"
+        assert "the router 10.99.1.1" in found.cause
+        no_alarm(scene.look(bob, TARGET, scene.sender(alice, ttl=2), source="10.99.0.1"))
+
+
+def test_ttl_zero_from_another_host(scene: Scene) -> None:
+    alice, bob = scene.lab.pair()
+    with alice.inside():  # our own senders pin such packets to lo
+        leaky = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with leaky:
+        leaky.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, 0)
+        diagnosis = scene.look(bob, TARGET, lambda: leaky.sendto(b"x", (GROUP, PORT)))
+    assert diagnosis.healthy
+    assert "10.99.0.1 sends with TTL 0" in warning(diagnosis, "ttl-zero").cause
+
+
+def test_a_source_specific_join_for_the_wrong_source(scene: Scene) -> None:
+    alice, bob = scene.lab.pair()
+    target = f"232.1.1.1:{PORT}"
+    scene.receiver(bob, f"10.99.0.9@{target}")
+    send = scene.sender(alice, target)
+    found = fault(scene.look(bob, f"10.99.0.9@{target}", send))
+    assert (found.code, found.fixes) == ("other-source", (f"multicast listen 10.99.0.1@{target}",))
+    # Asked for the right one, the doctor gets the packets, and sees what the program has joined for.
+    found = fault(scene.look(bob, f"10.99.0.1@{target}", send))
+    assert found.code == "joined-for-others"
+    assert "for 10.99.0.9 only" in found.cause
+
+
+def test_a_source_specific_group_without_a_source(scene: Scene) -> None:
+    alice, bob = scene.lab.pair()
+    target = f"232.1.1.1:{PORT}"
+    assert fault(scene.look(bob, target)).code == "source-missing"
+    diagnosis = scene.look(bob, target, scene.sender(alice, target))
+    assert diagnosis.healthy
+    assert warning(diagnosis, "source-missing").fixes == (f"multicast doctor 10.99.0.1@{target}",)
+
+
+def test_the_sender_on_the_same_host_has_its_loopback_off(scene: Scene) -> None:
+    alice, _ = scene.lab.pair()
+    found = fault(scene.look(alice, TARGET, scene.sender(alice, loopback=False)))
+    assert found.code == ("loopback-off" if scene.root else "loopback-perhaps")
+    assert f"(pid {os.getpid()})" in found.cause
+    assert "IP_MULTICAST_LOOP" in found.cause
+
+
+def test_igmp_forced_to_version_2(scene: Scene) -> None:
+    alice, bob = scene.lab.pair()
+    bob.sysctl("ipv4.conf.vb.force_igmp_version", 2)
+    target = f"10.99.0.1@232.1.1.1:{PORT}"
+    found = fault(scene.look(bob, target, interface="vb"))
+    assert (found.code, found.fixes) == ("version-forced", ("sudo sysctl -w net.ipv4.conf.vb.force_igmp_version=0",))
+    diagnosis = scene.look(bob, target, scene.sender(alice, f"232.1.1.1:{PORT}"), interface="vb")
+    assert diagnosis.healthy
+    assert [one.code for one in diagnosis.warnings] == ["version-forced"]
+    no_alarm(scene.look(bob, TARGET, scene.sender(alice)))  # other groups do without
+
+
+def test_a_snooping_bridge_without_a_querier(scene: Scene) -> None:
+    alice, middle, bob = (scene.lab.host(name) for name in ("alice", "middle", "bob"))
+    middle.ip("link add br0 type bridge mcast_snooping 1", "link set br0 up", "address add 10.99.0.9/24 dev br0")
+    for number, host in enumerate((alice, bob), 1):
+        middle.ip(f"link add p{number} type veth peer name eth0 netns {host.path}", f"link set p{number} master br0 up")
+        host.ip(f"address add 10.99.0.{number}/24 dev eth0", "link set eth0 up", "route add 224.0.0.0/4 dev eth0")
+    middle.ip("route add 224.0.0.0/4 dev br0")
+    middle.ip("link set p2 type bridge_slave mcast_flood off")
+    found = fault(scene.look(middle, TARGET, interface="br0"))
+    assert found.code == "no-querier"
+    assert "sudo ip link set dev br0 type bridge mcast_querier 1" in found.fixes
+    middle.ip("link set br0 type bridge mcast_querier 1")
+    assert finding(scene.look(middle, TARGET, interface="br0"), "bridge").status == "ok"
+
+
+def test_a_bridge_that_floods_is_no_fault(scene: Scene) -> None:
+    host = scene.lab.host("docker")
+    host.ip("link add br0 type bridge mcast_snooping 1", "link set br0 up", "address add 172.17.0.1/16 dev br0")
+    assert finding(scene.look(host, TARGET, interface="br0"), "bridge").status == "ok"
+
+
+# -- sockets and programs --------------------------------------------------------------------------------------------
+
+
+def test_the_limit_of_memberships_for_the_doctor(scene: Scene) -> None:
+    _, bob = scene.lab.pair()
+    bob.sysctl("ipv4.igmp_max_memberships", 0)
+    found = fault(scene.look(bob, interface="vb"))
+    assert (found.code, found.fixes) == ("limit-reached", ("sudo sysctl -w net.ipv4.igmp_max_memberships=100",))
+
+
+def test_the_limit_of_memberships_for_a_program(scene: Scene) -> None:
+    alice, bob = scene.lab.pair()
+    with bob.inside():
+        opened = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with opened:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.bind(("", PORT))
+        own = socket.inet_aton("10.99.0.2")
+        with pytest.raises(OSError):
+            for number in range(2, 100):
+                group = socket.inet_aton(f"239.1.1.{number}")
+                opened.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group + own)
+        found = fault(scene.look(bob, TARGET, scene.sender(alice)))
+    assert found.code == "limit-reached-other"
+    assert f"(pid {os.getpid()}) is at port {PORT}" in found.cause
+    assert "20 groups are joined" in found.cause
+
+
+def test_a_port_that_is_not_shared(scene: Scene) -> None:
+    alice, bob = scene.lab.pair()
+    with bob.inside():
+        holder = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with holder:
+        holder.bind(("", PORT))
+        found = fault(scene.look(bob, TARGET, scene.sender(alice)))
+    assert found.code == "port-held"
+    assert f"Port {PORT} is held by " in found.cause
+    assert f"(pid {os.getpid()}), which does not share it" in found.cause
+
+
+def test_an_ipv6_group_without_a_zone(scene: Scene) -> None:
+    alice, bob = scene.lab.pair()
+    found = fault(scene.look(bob, f"[ff02::77]:{PORT}", scene.sender(alice, f"[ff02::77%va]:{PORT}")))
+    assert (found.code, found.fixes) == ("zone-missing", (f"multicast doctor [ff02::77]:{PORT}%vb",))
+    assert found.seen == "it arrived on vb"
+
+
+def test_a_receive_buffer_that_overflows(scene: Scene) -> None:
+    alice, bob = scene.lab.pair()
+    scene.receiver(bob, rcvbuf=2304)  # and it is never read
+    found = fault(scene.look(bob, TARGET, scene.sender(alice, packets=50)))
+    assert found.code == "overflow"
+    assert f"(pid {os.getpid()}) reads too slowly" in found.cause
+    assert "net.core.rmem_max" in found.fixes[0]
+
+
+def bad_checksum(host: netns.Host, source: str) -> Callable[[], None]:
+    """Send a packet with a wrong checksum from a host; return what sends."""
+    with host.inside():
+        opened = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP)
+    opened.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(source))
+
+    def send() -> None:
+        with opened:
+            for _ in range(5):
+                opened.sendto(struct.pack("!HHHH", 4000, PORT, 8 + 5, 0x1234) + b"hello", (GROUP, 0))
+
+    return send
+
+
+def test_checksums_that_are_wrong(scene: Scene) -> None:
+    alice, bob = scene.lab.pair()
+    found = fault(scene.look(bob, TARGET, bad_checksum(alice, "10.99.0.1"), interface="vb"))
+    assert found.code == "bad-checksum"
+    assert "InCsumErrors +" in found.seen
+
+
+@pytest.mark.parametrize("target", [TARGET, f"[ff15::1]:{PORT}"])
+def test_fragments_that_are_lost(scene: Scene, target: str) -> None:
+    alice, bob = scene.lab.pair()
+    # Two fragments; the second, which has an offset and no ports, is lost at the receiving device.
+    lost = "ip6 nexthdr 44 @nh,336,16 & 0xfff8 != 0" if ":" in target.strip(":") and "[" in target else "ip frag-off & 0x1fff != 0"
+    nft(bob, f'table netdev f {{ chain in {{ type filter hook ingress device "vb" priority 0; {lost} drop; }}; }}')
+    found = fault(scene.look(bob, target, scene.sender(alice, target, size=2000, interface="va")))
+    assert found.code == ("fragments-lost" if scene.root else "fragments-unfinished")
+    assert "ReasmOKs +0" in found.seen
+
+
+def test_fragments_that_all_arrive_are_no_fault(scene: Scene) -> None:
+    alice, bob = scene.lab.pair()
+    no_alarm(scene.look(bob, TARGET, scene.sender(alice, size=5000)))
+
+
+# -- the installation ------------------------------------------------------------------------------------------------
+
+
+def test_two_packages_of_one_name(scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = tmp_path / "multicast-9.9.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: multicast\nVersion: 9.9\n")
+    (other / "top_level.txt").write_text("multicast\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    alice, bob = scene.lab.pair()
+    found = warning(scene.look(bob, TARGET, scene.sender(alice)), "two-packages")
+    assert "multicast and multicast-poller" in found.cause
+    assert found.fixes == ("pip uninstall multicast",)
+
+
+def test_the_c_module_is_not_built(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    from multicast import batch
+
+    monkeypatch.setattr(batch, "ENGINE", "python")
+    monkeypatch.setattr(batch, "__file__", "/nowhere/batch.py")
+    alice, bob = scene.lab.pair()
+    diagnosis = scene.look(bob, TARGET, scene.sender(alice))
+    assert diagnosis.healthy
+    assert "there is no _batch.*.so in /nowhere" in warning(diagnosis, "engine-missing").cause
+
+
+# -- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_says_cause_fix_and_what_was_seen(lab: netns.Lab) -> None:
+    _, bob = lab.pair()
+    bob.ip("link set vb down")
+    done = programs.multicast("doctor", TARGET, "-i", "vb", "-w", "0.1", host=bob)
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[:3] == [
+        "Cause: The interface vb is down.",
+        "Fix:   sudo ip link set dev vb up",
+        "Seen:  vb down, no carrier, MULTICAST, 10.99.0.2, MTU 1500",
+    ]
+    assert "FAIL  interface" in done.stdout
+    assert "\033" not in done.stdout
+    assert done.stderr == f"looking for packets to {TARGET} for 0.1 s\n"
+
+
+def test_the_command_writes_json(lab: netns.Lab) -> None:
+    _, bob = lab.pair()
+    done = programs.multicast("doctor", TARGET, "-w", "0.1", "--json", "-q", host=bob)
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.stderr == ""
+    assert [event["event"] for event in events] == ["check"] * (len(events) - 1) + ["summary"]
+    assert all(event["v"] == 1 for event in events)
+    assert events[-1]["fault"]["code"] in ("nothing", "nothing-container")
+    assert events[-1]["healthy"] is False
+
+
+def test_the_command_is_refused_an_interface_that_does_not_exist(lab: netns.Lab) -> None:
+    done = programs.multicast("doctor", TARGET, "-i", "nope", host=lab.host("bob"))
+    assert done.returncode == 3
+    assert "no interface 'nope'" in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.needs_root
+def test_the_command_as_another_user(lab: netns.Lab) -> None:
+    _, bob = lab.pair()
+    with bob.inside():
+        holder = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with holder:
+        holder.bind(("", PORT))
+        command = [sys.executable, "-m", "multicast", "doctor", TARGET, "-w", "0.1", "--json"]
+        try:
+            with bob.inside():
+                done = subprocess.run(command, capture_output=True, text=True, timeout=20, user=65534, cwd="/")
+        except PermissionError:
+            pytest.skip("this Python is installed where other users may not run it")
+    if "No module named" in done.stderr:
+        pytest.skip("the package is installed where other users may not read it")
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert summary["fault"]["code"] == "port-held"
+    assert "a program of user 0" in summary["fault"]["cause"]
