@@ -81,7 +81,7 @@ class Line:
         self.receiver, _ = open_receiver(
             self.group, receiving(self.group, "lo"), details=details, bursts=bursts, rcvbuf=4_000_000
         )
-        self.sender, self.sockaddr = open_sender(self.group, 0)
+        self.sender, self.sockaddr = open_sender(self.group, 0, source_ip="::1" if ":" in ip else "127.0.0.1")
         self.reader = form.Reader(self.receiver, mtu, group=ip, interface="lo", details=details, offload=bursts)
         self.writer = form.Writer(self.sender, self.sockaddr, offload=offload and takes_bursts())
 
@@ -123,7 +123,6 @@ def test_packets_are_received_in_order_with_where_they_came_from(
     form: Any, ip: str, details: bool, offload: bool
 ) -> None:
     with line(form, ip, details=details, offload=offload) as wire:
-        wire.sender.bind(("::1" if ":" in ip else "127.0.0.1", 0))
         began = time.time_ns()
         wire.put(b"one", b"", b"three")
         packets, addresses = form.receive(wire.reader)
