@@ -14,11 +14,11 @@ import click
 
 from multicast.batch import Address
 from multicast.errors import MulticastError
-from multicast.interfaces import Interface, interfaces, memberships, resolve, route
+from multicast.interfaces import interfaces, memberships, resolve, route
 from multicast.listeners import MulticastListener
 from multicast.poller import Poller
 from multicast.senders import Multicaster, SenderStatistics
-from multicast.sockets import Group
+from multicast.sockets import Group, open_sender
 
 from . import COMMANDS
 from .output import (
@@ -286,32 +286,24 @@ def _first(packets: Iterator[bytes | None], count: int) -> Iterator[bytes | None
 def _way(group: Group, ttl: int, interface: str | None, source_ip: str | None) -> tuple[str | None, str | None]:
     """Return the interface that packets to `group` leave by and the address they come from, where we know them.
 
-    `open_sender` says what decides; the routes are asked as they are now.
+    `open_sender` says what decides. The address is asked of a socket like the sender's, connected, which sends nothing;
+    where nothing was asked for, the routes tell the interface, as they are now.
     """
-    here = interfaces()
-    loopback = next((one for one in here if one.loopback), None)
-    by: Interface | None = None
     try:
-        if ttl == 0 or (interface is None and source_ip is not None and ipaddress.ip_address(source_ip).is_loopback):
-            by = loopback
-        elif interface is not None:
-            by = resolve(interface, here)
-        elif source_ip is not None:
-            by = resolve(source_ip, here)
-        if by is None:
-            way = route(group.address)
-            if way is None:
-                by = loopback
-            else:
-                return way.interface, source_ip or way.source
-        if source_ip is None and by is not None:
-            if interface in by.addresses:
-                return by.name, interface
-            way = route(group.address, by.index)
-            return by.name, None if way is None else way.source
-    except (MulticastError, OSError, ValueError):
-        return None, source_ip  # what can be wrong here, sending has told or will tell
-    return (None if by is None else by.name), source_ip
+        probe, to = open_sender(group, ttl, interface=interface, source_ip=source_ip)
+        with probe:
+            probe.connect(to)
+            source = ipaddress.ip_address(probe.getsockname()[0].partition("%")[0])
+        if ttl == 0 or (interface is None and source.is_loopback):
+            by = next((one.name for one in interfaces() if one.loopback), None)
+        elif interface is not None or source_ip is not None:
+            by = resolve(interface or source_ip or "").name
+        else:
+            found = route(group.address)
+            by = None if found is None else found.interface
+    except (MulticastError, OSError):
+        return None, source_ip  # sending has told what is wrong, or will
+    return by, None if source.is_unspecified else str(source)
 
 
 # -- listen --------------------------------------------------------------------------------------------------------
