@@ -16,6 +16,9 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -25,6 +28,7 @@ __all__ = [
     "Filter",
     "HasMatch",
     "Instruction",
+    "Limited",
     "Predicate",
     "ShardKey",
     "assemble",
@@ -91,6 +95,69 @@ def predicate(filter: Filter) -> Predicate | None:
     raise FilterError(
         f"a filter is None, a callable filter(packet, addr) or a regular expression, not {filter!r}"
     )
+
+
+class _OutOfTime(Exception):
+    """The time for a match is over."""
+
+
+class Limited:
+    """A regular expression with bounds, for packets from strangers: a filter.
+
+    `filter` is a regular expression as text, bytes or compiled. Some expressions, such as ``(a+)+$``, take a time that
+    doubles with every byte of a packet made for it. Here a match that takes longer than `seconds` is given up: the
+    packet is refused and counted in `timeouts`. With `length` only so many bytes at the start of a packet are looked at.
+
+    The time is kept by ITIMER_REAL and SIGALRM (setitimer(2)), which only the main thread can do; in others the length
+    alone is bounded. It costs some microseconds a packet. An engine that takes linear time, with `match` as `re` has it,
+    needs none of this: give its pattern as the filter. Raises `FilterError` and `ArgumentError`.
+
+    >>> slow = Limited(r"(a+)+$", seconds=0.01)
+    >>> slow.match(b"aaaa") is not None, slow.match(b"a" * 40 + b"!") is not None, slow.timeouts
+    (True, False, 1)
+    """
+
+    def __init__(self, filter: Filter, *, seconds: float = 0.05, length: int | None = None) -> None:
+        compiled = pattern(filter)
+        if compiled is None:
+            raise FilterError(f"only a regular expression can be limited, not {filter!r}")
+        if not seconds > 0:
+            raise ArgumentError(f"seconds must be more than 0, not {seconds!r}")
+        if length is not None and (isinstance(length, bool) or not isinstance(length, int) or length < 1):
+            raise ArgumentError(f"length must be None or a number of bytes, 1 or more, not {length!r}")
+        self.seconds = seconds
+        self.length = length
+        #: How many packets were refused because their time was over.
+        self.timeouts = 0
+        self._match = compiled.match
+        self._armed = False
+
+    def match(self, packet: bytes, /) -> object:
+        """Return what the expression's own `match` returns, or None when the time is over."""
+        if self.length is not None:
+            packet = packet[: self.length]
+        if threading.current_thread() is not threading.main_thread():
+            return self._match(packet)
+        before = signal.signal(signal.SIGALRM, self._ring)
+        begin = time.monotonic()
+        left, again = signal.setitimer(signal.ITIMER_REAL, self.seconds)
+        try:
+            self._armed = True
+            return self._match(packet)
+        except _OutOfTime:
+            self.timeouts += 1
+            return None
+        finally:
+            self._armed = False
+            # An alarm that somebody else has set rings when it would have, or now if that is past.
+            rest = max(left - (time.monotonic() - begin), 1e-6) if left else 0
+            signal.setitimer(signal.ITIMER_REAL, rest, again)
+            signal.signal(signal.SIGALRM, before)
+
+    def _ring(self, number: int, frame: object) -> None:
+        if self._armed:
+            self._armed = False
+            raise _OutOfTime
 
 
 def class_filter(instance: object) -> Filter:
@@ -180,6 +247,8 @@ def _sets(items: Iterable[tuple[Any, Any]], flags: int, room: int) -> tuple[list
             continue  # of no width; to leave it out can only let more through
         elif name == "SUBPATTERN":
             _, more, fewer, inside = argument
+            if more & re.LOCALE:
+                return sets, False
             inner, whole = _sets(inside, (flags | more) & ~fewer, room - len(sets))
         elif name == "ATOMIC_GROUP":
             inner, whole = _sets(argument, flags, room - len(sets))

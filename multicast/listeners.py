@@ -65,8 +65,8 @@ class Statistics:
     #: Packets the kernel dropped at this socket, because its buffer was full. They are in no other number: `delivered`,
     #: `filtered` and `dropped` together are what came here, once all of it is read. Where the kernel filters, it counts
     #: both in one; they are told apart by what the whole host has lost meanwhile, so this may be too high, and
-    #: `filtered` too low, while other sockets overflow too; their sum is exact. With `offload` a burst that was dropped
-    #: counts as one packet.
+    #: `filtered` too low, while other sockets overflow too; their sum is exact. With `offload` a burst that was
+    #: dropped, or belongs to another shard, counts as one packet.
     dropped: int
 
 
