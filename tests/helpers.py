@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import threading
@@ -9,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 import multicast
 from multicast import ArgumentError, GroupError, InterfaceError
@@ -111,6 +114,26 @@ class Pair:
     def close(self) -> None:
         self.ours.close()
         self.theirs.close()
+
+
+@functools.cache
+def _ipv6_on_lo() -> bool:
+    """Whether `lo` carries IPv6 groups here; without a route of its own for them it does not."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, socket.if_nametoindex("lo"))
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 0)
+            probe.sendto(b"", ("ff11::4242", 9))  # interface-local: it cannot leave
+    except OSError:
+        return False
+    return True
+
+
+def need_on_lo(ip: str) -> str:
+    """Skip the test where `lo` does not carry groups of the family of `ip`; return `ip`."""
+    if ":" in ip and not _ipv6_on_lo():
+        pytest.skip("lo carries no IPv6 groups here: it has no route for them")
+    return ip
 
 
 def descriptors() -> set[str]:

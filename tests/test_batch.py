@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from helpers import PATIENCE
+from helpers import PATIENCE, need_on_lo
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -73,7 +73,7 @@ class Line:
     def __init__(
         self, form: Any, ip: str = "239.1.1.1", *, mtu: int = 4096, offload: bool = False, details: bool = False
     ) -> None:
-        family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+        family = socket.AF_INET6 if ":" in need_on_lo(ip) else socket.AF_INET
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.bind(("", 0))
             self.group = Group(ip, probe.getsockname()[1])

@@ -24,6 +24,9 @@ from helpers import PATIENCE, Clock, Keeper, Pair, Script, descriptors, in_child
 import multicast
 from multicast import ArgumentError, Dispatcher, Poller, RegistrationError
 
+# These tests keep to this host, so that they may run where there is no private network namespace.
+pytestmark = pytest.mark.lo_alone
+
 ON_LO: dict[str, Any] = {"interface": "lo"}
 
 

@@ -19,6 +19,9 @@ from multicast import ArgumentError, Group, GroupError, InterfaceError, Scope, s
 from multicast.interfaces import resolve
 from multicast.sockets import Endpoint, open_receiver, open_sender, receiving
 
+# These tests keep to this host, so that they may run where there is no private network namespace.
+pytestmark = pytest.mark.lo_alone
+
 # -- groups --------------------------------------------------------------------------------------------------
 
 
@@ -541,6 +544,7 @@ def test_drops_are_those_of_the_socket(free_port: int) -> None:
         assert sockets.drops(opened) == 100 - kept
 
 
+@pytest.mark.needs_namespaces
 def test_the_routes_decide_where_nothing_else_does(free_port: int, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "multicast"):
         opened, _ = open_sender(Group("239.1.1.1", free_port), 1)
