@@ -27,6 +27,7 @@ COMMANDS: dict[str, Entry] = {
     "listen": Entry("basic", "listen", "print what arrives from groups"),
     "request": Entry("conversation", "request", "ask a group, and print who answers what"),
     "respond": Entry("conversation", "respond", "answer requests to a group"),
+    "ping": Entry("ping", "ping", "ping a group: who is there, how far, how much is lost"),
     "chat": Entry("chat", "chat", "talk, over multicast or TCP"),
     "doctor": Entry("diagnosis", "doctor", "find out why nothing arrives"),
     "interfaces": Entry("basic", "show_interfaces", "show the interfaces of this host, and the groups joined"),

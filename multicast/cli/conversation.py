@@ -370,11 +370,13 @@ def _program(text: str) -> list[str]:
     examples=[
         "multicast respond 239.1.2.3:5000",
         "multicast respond 239.1.2.3:5000 --match 'status' --exec 'uptime -p'",
+        "multicast respond --ping 239.1.2.3:5000",
         "multicast respond '[ff02::1]:5000%eth0' --reply \"$(hostname)\" --json",
     ],
 )
 @click.argument("group", metavar="[GROUP]", required=False, type=GROUP)
 @click.option("--reply", "text", metavar="TEXT", help="Reply with this text; left out, it is ack.")
+@click.option("--ping", "pings", is_flag=True, help="Answer the pings of multicast ping, and nothing else.")
 @click.option("--exec", "program", metavar="CMD",
               help="Reply with what this program writes; it reads the request from its standard input. No shell is"
               " involved. When it fails, there is no reply.")
@@ -394,6 +396,7 @@ def respond(
     out: Output,
     group: Group | None,
     text: str | None,
+    pings: bool,
     program: str | None,
     time_limit: float,
     jobs: int,
@@ -411,33 +414,36 @@ def respond(
     """
     if text is not None and program is not None:
         raise click.UsageError("--reply and --exec both say what to reply; give one of them")
+    if pings and (text is not None or program is not None or expression is not None):
+        raise click.UsageError("--ping says what to answer and how, so --reply, --exec and --match do not go with it")
     group = group or Group()
     reply = b"ack" if text is None else os.fsencode(text)
     words = () if program is None else _program(program)
     with Poller() as poller:
-        with wording("--match"):
-            responder = _Responding(
-                out,
-                reply,
-                words,
-                time_limit,
-                jobs,
-                filter=expression,
-                ip=group.address,
-                port=group.port,
-                mtu=65535,
-                ttl=ttl,
-                interface=interfaces or list(group.interfaces) or None,
-                sources=group.sources,
-                poller=poller,
-            )
+        options: dict[str, Any] = {
+            "ip": group.address,
+            "port": group.port,
+            "mtu": 65535,
+            "ttl": ttl,
+            "interface": interfaces or list(group.interfaces) or None,
+            "sources": group.sources,
+            "poller": poller,
+        }
+        responder: Responder
+        if pings:
+            from .ping import PingResponder
+
+            responder = PingResponder(out, **options)
+        else:
+            with wording("--match"):
+                responder = _Responding(out, reply, words, time_limit, jobs, filter=expression, **options)
         if len(reply) > responder.longest:
             raise click.BadParameter(
                 f"{plural(len(reply), 'byte')}; a reply has {responder.longest} at most", param_hint="--reply"
             )
         names = ", ".join(printable(interface.name) for interface in responder.interfaces)
         out.say(
-            f"answering requests to {group.address} on {names}, port {group.port}"
+            f"answering {'pings' if pings else 'requests'} to {group.address} on {names}, port {group.port}"
             + (", Ctrl-C to stop" if count is None and deadline is None else "")
         )
         began = time.monotonic()
@@ -471,7 +477,8 @@ def respond(
         if number
     ]
     replies = "1 reply" if counted.sent == 1 else f"{counted.sent} replies"
-    out.say("; ".join([f"{plural(counted.requests, 'request')}, {replies} in {seconds:.1f} s", *left_out]))
+    asked = plural(counted.requests, "ping" if pings else "request")
+    out.say("; ".join([f"{asked}, {replies} in {seconds:.1f} s", *left_out]))
     if counted.sent >= (count or 1):
         return Exit.YES
     return Exit.NO if finished else Exit.INTERRUPTED
