@@ -149,10 +149,12 @@ class Limited:
             return None
         finally:
             self._armed = False
-            # An alarm that somebody else has set rings when it would have, or now if that is past.
-            rest = max(left - (time.monotonic() - begin), 1e-6) if left else 0
-            signal.setitimer(signal.ITIMER_REAL, rest, again)
+            signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
+            if left:
+                # An alarm that somebody else has set rings when it would have, or now if that is past.
+                rest = max(left - (time.monotonic() - begin), 1e-6)
+                signal.setitimer(signal.ITIMER_REAL, rest, again)
 
     def _ring(self, number: int, frame: object) -> None:
         if self._armed:
