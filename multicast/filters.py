@@ -106,11 +106,11 @@ class Limited:
 
     `filter` is a regular expression as text, bytes or compiled. Some expressions, such as ``(a+)+$``, take a time that
     doubles with every byte of a packet made for it. Here a match that takes longer than `seconds` is given up: the
-    packet is refused and counted in `timeouts`. With `length` only so many bytes at the start of a packet are looked at.
+    packet is refused and counted in `timeouts`. With `length` only so many bytes at the start are looked at.
 
     The time is kept by ITIMER_REAL and SIGALRM (setitimer(2)), which only the main thread can do; in others the length
-    alone is bounded. It costs some microseconds a packet. An engine that takes linear time, with `match` as `re` has it,
-    needs none of this: give its pattern as the filter. Raises `FilterError` and `ArgumentError`.
+    alone is bounded. It costs some microseconds a packet. An engine that takes linear time, with `match` as `re` has
+    it, needs none of this: give its pattern as the filter. Raises `FilterError` and `ArgumentError`.
 
     >>> slow = Limited(r"(a+)+$", seconds=0.01)
     >>> slow.match(b"aaaa") is not None, slow.match(b"a" * 40 + b"!") is not None, slow.timeouts

@@ -67,7 +67,7 @@ class Faults:
 
     def chance(self, what: str) -> bool:
         # Asked for every packet and kind, so that one fault more does not change where the others fall.
-        return self.random.random() < self.wanted.get(what, 0)
+        return self.random.random() < float(self.wanted.get(what, 0))
 
     def apply(self, frame: bytes, at: int) -> list[bytes]:
         """Return the frames to send on for this one."""

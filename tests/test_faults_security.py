@@ -300,8 +300,8 @@ def test_e17_opening_and_closing_again_and_again_leaves_nothing(poller: Poller) 
                 with pytest.raises(FilterError):
                     Keeper("(", GROUP, PORT, poller=poller)
             elif number % 3 == 1:
+                sources = [f"127.0.0.{last}" for last in range(2, 14)]
                 with pytest.raises(OSError, match=re.escape("No buffer space")):
-                    sources = [f"127.0.0.{last}" for last in range(2, 14)]
                     Keeper(ip="232.90.3.1", port=PORT, interface="lo", sources=sources, poller=poller)
 
     cycle(200)
