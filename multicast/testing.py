@@ -53,7 +53,7 @@ _PATIENCE = 100_000
 _OVERHEAD, _RCVBUF = 768, 212_992
 _EPHEMERAL = 32_768  # as net.ipv4.ip_local_port_range has it
 
-_SO_RCVBUFFORCE, _SO_MEMINFO = 33, 55
+_SO_ATTACH_FILTER, _SO_RCVBUFFORCE, _SO_MEMINFO = 26, 33, 55
 _JOIN, _BLOCK, _LEAVE, _JOIN_SOURCE = 42, 43, 45, 46
 _PKTINFO = {(socket.IPPROTO_IP, 8), (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO)}
 _TTL = {(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL), (socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS)}
@@ -133,6 +133,9 @@ class _Socket:
     def setsockopt(self, level: int, option: int, value: Any) -> None:
         if level in (socket.IPPROTO_IP, socket.IPPROTO_IPV6) and option in (_JOIN, _JOIN_SOURCE, _LEAVE, _BLOCK):
             self._membership(option, value)
+        elif level == socket.SOL_SOCKET and option == _SO_ATTACH_FILTER:
+            # As kernels without it say; filters are applied in Python then.
+            raise OSError(errno.ENOPROTOOPT, os.strerror(errno.ENOPROTOOPT))
         elif level == socket.SOL_SOCKET and option in (socket.SO_RCVBUF, _SO_RCVBUFFORCE):
             self._room = 2 * value
         elif (level, option) in _TTL:

@@ -186,7 +186,8 @@ class Reader:
         parts = [rest]
         while missing > 0:
             try:
-                piece = self._file.read(max(_CHUNK, missing))
+                # One read of what is below, so that what it has is not lost when the next one fails.
+                piece = self._file.read1(max(_CHUNK, missing))
             except (EOFError, OSError, zlib.error) as error:
                 if isinstance(error, OSError) and error.errno is not None:
                     raise

@@ -257,8 +257,10 @@ class Replayer(Multicaster):
         self._pin = lambda: (renew(), self._writer.sockaddr)[1]  # type: ignore[assignment]
         #: How far from their time the packets were sent.
         self.timing = Timing()
-        #: Packets of the chosen part that were not sent: for other groups, cut short, or too long for the new one.
-        self.skipped = 0
+        #: Packets that could not be sent: cut short in the file, or longer than fits in a packet to the new group.
+        self.unsendable = 0
+        # The least of the families; what is longer fits IPv6 alone, by 20 bytes.
+        self._longest = 65507
         #: How many times the file was played to its end.
         self.rounds = 0
         self._routes: dict[tuple[str, int], batch.Writer | None] = {}
@@ -328,8 +330,10 @@ class Replayer(Multicaster):
                 payload, _, group, port, timestamp, _, _, length = packet
                 place = (group, port)
                 writer = routes[place] if place in routes else self._route(place)
-                if writer is None or length > len(payload) or len(payload) > self.group.longest:
-                    self.skipped += 1
+                if writer is None:
+                    continue
+                if length > len(payload) or len(payload) > self._longest:
+                    self.unsendable += 1
                     continue
                 if earliest is None:
                     earliest = timestamp
@@ -369,8 +373,10 @@ class Replayer(Multicaster):
                     payloads = [payload]
                 place = (group, port)
                 writer = self._routes[place] if place in self._routes else self._route(place)
-                if writer is None or length > len(payload) or len(payload) > self.group.longest:
-                    self.skipped += len(payloads)
+                if writer is None:
+                    continue
+                if length > len(payload) or len(payload) > self._longest:
+                    self.unsendable += len(payloads)
                     continue
                 if writer is not last and last is not None and gathered:
                     yield 0.0, gathered, last

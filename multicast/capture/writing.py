@@ -24,7 +24,7 @@ from pathlib import PurePath
 from typing import Any, Self, TypeAlias
 
 from multicast.batch import Address
-from multicast.errors import ArgumentError
+from multicast.errors import ArgumentError, GroupError, PacketSizeError
 
 from .packets import LINKTYPE_ETHERNET, Packet
 
@@ -34,6 +34,7 @@ __all__ = ["Writer", "write"]
 _GATHERED = 1 << 20
 _TEMPLATES = 1024
 _LONGEST_FRAME = 1 << 18
+_LATEST = (1 << 64) - 1  # what a time of the format holds, in nanoseconds: the year 2554
 
 _SECTION_HEADER, _INTERFACE, _STATISTICS, _PACKET = 0x0A0D0D0A, 1, 5, 6
 _BYTE_ORDER = 0x1A2B3C4D
@@ -232,21 +233,32 @@ class Writer:
 
     def write(self, packet: Packet) -> None:
         """Write one packet. Raises `OSError` when the disk is full; see `flush`."""
-        addr = Address(packet.source, packet.group, packet.interface, packet.ttl, packet.timestamp)
-        self.extend([packet.payload], [addr], packet.group, packet.port, packet.length)
+        self._begin()
+        payload, source, group, port, timestamp, interface, ttl, length = packet
+        key = (source, interface, ttl, group, port, len(payload), length if length > len(payload) else 0)
+        pack, head, middle, base, total, counted = self._templates.get(key) or self._template(*key)
+        timestamp = min(max(timestamp, 0), _LATEST)
+        checksum = 65535 - (base + int.from_bytes(payload, "little")) % 65535
+        self._add(pack(head, timestamp >> 32, timestamp & 0xFFFFFFFF, middle, checksum, payload, total))
+        counted.recorded += 1
+        self._last = timestamp
+        self.packets += 1
+        self.bytes += len(payload)
+        if self._gathered >= _GATHERED:
+            self.flush()
 
-    def extend(
-        self, packets: Sequence[bytes], addrs: Sequence[Address], group: str, port: int, length: int = 0
-    ) -> None:
-        """Write `packets`, which came from `addrs` and went to `group` on `port`.
-
-        `length` is how many bytes each of them had, where that is more than is left of it. Raises `OSError` when the
-        disk is full; see `flush`.
-        """
+    def _begin(self) -> None:
         if self._fd < 0:
             raise ValueError(f"{self.path} is closed")
         if not self._started:
             self._add(self._head())
+
+    def extend(self, packets: Sequence[bytes], addrs: Sequence[Address], group: str, port: int) -> None:
+        """Write `packets`, which came from `addrs` and went to `group` on `port`, each with the time its address has.
+
+        Raises `OSError` when the disk is full; see `flush`.
+        """
+        self._begin()
         blocks = self._blocks
         from_bytes = int.from_bytes
         timestamp = self._last
@@ -257,7 +269,7 @@ class Writer:
         for packet, addr in zip(packets, addrs, strict=True):
             if addr != last or len(packet) != size or addr.interface != interface or addr.ttl != ttl:
                 last, size, interface, ttl = addr, len(packet), addr.interface, addr.ttl
-                key = (addr, interface, ttl, group, port, size, length)
+                key = (addr, interface, ttl, group, port, size, 0)
                 pack, head, middle, base, total, counted = self._templates.get(key) or self._template(*key)
             timestamp = addr.timestamp or timestamp
             # The sum of ones' complement is the number modulo 65535, in either byte order (RFC 1071, section 2).
@@ -277,20 +289,33 @@ class Writer:
         self._gathered += len(block)
 
     def _template(
-        self, addr: Address, interface: str | None, ttl: int | None, group: str, port: int, kept: int, length: int
+        self,
+        addr: tuple[Any, ...],
+        interface: str | None,
+        ttl: int | None,
+        group: str,
+        port: int,
+        kept: int,
+        length: int,
     ) -> _Template:
         """Return what all packets of `kept` bytes from one source to one group have in common."""
         number = self.interface(interface)
-        udp_length = 8 + max(kept, length)
         host = str(addr[0]).partition("%")[0]
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            addresses = socket.inet_pton(family, host) + socket.inet_pton(family, group)
+        except OSError:
+            raise GroupError(f"{host!r} and {group!r} are not both addresses of one family") from None
+        udp_length = 8 + max(kept, length)
+        if udp_length > (65535 if family == socket.AF_INET6 else 65515):
+            raise PacketSizeError(f"no UDP packet from {host} has {udp_length - 8} bytes")
         ports = struct.pack(">HHH", addr[1], port, udp_length)
-        if ":" in host:
-            addresses = socket.inet_pton(socket.AF_INET6, host) + socket.inet_pton(socket.AF_INET6, group)
-            header = struct.pack(">IHBB", 0x60000000, udp_length & 0xFFFF, 17, ttl or 0) + addresses
+        if family == socket.AF_INET6:
+            header = struct.pack(">IHBB", 0x60000000, udp_length, 17, ttl or 0) + addresses
         else:
-            addresses = socket.inet_aton(host) + socket.inet_aton(group)
             header = struct.pack(">BBHHHBBH", 0x45, 0, 20 + udp_length, 0, 0, ttl or 0, 17, 0) + addresses
-            header = header[:10] + struct.pack("<H", 65535 - int.from_bytes(header, "little") % 65535) + header[12:]
+            own = 65535 - int.from_bytes(header, "little") % 65535
+            header = header[:10] + struct.pack("<H", own) + header[12:]
         # The pseudo header (RFC 768, RFC 8200 section 8.1): addresses, length, protocol; then the UDP header itself.
         base = int.from_bytes(addresses + struct.pack(">HH", udp_length, 17) + ports, "little") % 65535
         header = _ethernet(group) + header

@@ -321,7 +321,7 @@ def replay(
             "summary",
             packets=counted.packets,
             bytes=counted.bytes,
-            skipped=replayer.skipped,
+            unsendable=replayer.unsendable,
             refused=counted.refused,
             seconds=round(seconds, 6),
             timing_error_p50_ns=None if maximum else round(p50 * 1e9),
@@ -332,12 +332,12 @@ def replay(
         text += f"; timing error p50 {_microseconds(p50)}, p99 {_microseconds(p99)}"
     elif seconds:
         text += f"; {counted.packets / seconds:,.0f} packets a second".replace(",", " ")
-    if replayer.skipped:
-        text += f"; {plural(replayer.skipped, 'packet')} not sent: for other groups, or not whole in the file"
+    if replayer.unsendable:
+        text += f"; {plural(replayer.unsendable, 'packet')} not sent, for the file has not the whole of them"
     out.say(text)
     if not finished and not loop:
         return Exit.INTERRUPTED
-    return Exit.YES if counted.packets and not counted.refused else Exit.NO
+    return Exit.YES if counted.packets and not counted.refused and not replayer.unsendable else Exit.NO
 
 
 def _microseconds(seconds: float) -> str:
