@@ -988,6 +988,11 @@ def open_wire() -> socket.socket:
     )
     try:
         _attach(opened, _WIRE_FILTER)  # a packet may have come in before; who reads must look at the destination
+        # Reports of memberships on lo are charged with its MTU, 64 KiB and more: two of them fill the default buffer.
+        try:
+            opened.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 8 << 20)
+        except PermissionError:  # root of a user namespace
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
     except BaseException:
         opened.close()
         raise
