@@ -308,7 +308,7 @@ def test_readers_of_different_groups_do_not_mix_up_addresses(batch: Any, free_po
 
 
 def test_a_unicast_socket_is_read_alike(batch: Any) -> None:
-    with sockets.open_unicast("0.0.0.0", 0, details=True) as opened, socket.socket(type=socket.SOCK_DGRAM) as other:
+    with sockets.open_unicast("127.0.0.1", 0, details=True) as opened, socket.socket(type=socket.SOCK_DGRAM) as other:
         for _ in range(2):
             other.sendto(b"hello", ("127.0.0.1", opened.getsockname()[1]))
             packets, addresses = batch.receive(batch.Reader(opened, 100, details=True))
@@ -420,7 +420,8 @@ def test_ipv6_is_sent_alike(batch: Any, free_port: int) -> None:
 def test_a_full_socket_takes_what_it_has_room_for(batch: Any, lab: netns.Lab) -> None:
     near, _ = lab.pair()
     with near.inside():
-        near.run(["tc", *["qdisc", "add", "dev", "va", "root", "tbf", "rate", "1mbit", "burst", "2kb", "limit", "10mb"]])
+        shaper = ["tbf", "rate", "1mbit", "burst", "2kb", "limit", "10mb"]
+        near.run(["tc", "qdisc", "add", "dev", "va", "root", *shaper])
         sending, to = sockets.open_sender(sockets.Endpoint(GROUP, 5000), interface="va")
         with sending:
             sending.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
@@ -536,26 +537,25 @@ class TestArguments:
 
 
 def test_forged_sources_do_not_fill_the_memory(batch: Any, free_port: int) -> None:
-    # Far more sources than the table has places: every port of a host, twice over.
+    # Far more sources than the table has places, and never the same again.
     with receiver(port=free_port) as opened:
         reader = batch.Reader(opened, 10, group=GROUP)
         raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
         with raw:
             raw.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("127.0.0.1"))
             resident = []
-            for _turn in range(3):
+            for host in range(2, 6):
                 for first in range(1024, 13312, 1024):
                     for port in range(first, first + 1024):
                         datagram = struct.pack("!HHHH", port, free_port, 9, 0) + b"x"
-                        header = struct.pack(
-                            "!BBHHHBBH4s4s", 0x45, 0, 29, 0, 0, 1, 17, 0, bytes((127, 0, 0, 1)), socket.inet_aton(GROUP)
-                        )
+                        ends = bytes((127, 0, 0, host)) + socket.inet_aton(GROUP)
+                        header = struct.pack("!BBHHHBBH", 0x45, 0, 29, 0, 0, 1, 17, 0) + ends
                         raw.sendto(header + datagram, (GROUP, 0))
                     packets, addresses = drain(batch, reader)
                     assert len(packets) == 1024
                     assert [address.port for address in addresses] == list(range(first, first + 1024))
                 resident.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    assert resident[2] - resident[1] < 4096, "kilobytes"
+    assert resident[-1] - resident[0] < 6000, "kilobytes; a hundred bytes and more for each would be above that"
 
 
 # -- several threads -----------------------------------------------------------------------------------------
