@@ -37,18 +37,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
-from . import batch, interfaces, poller, sockets
+from . import batch, interfaces, poller
 from .batch import Address
 from .errors import ArgumentError
 from .interfaces import Interface
 from .poller import Dispatcher, Poller
+from .sockets import datagrams, ways
 
 __all__ = ["Network", "Traffic"]
 
 # When the clock of a network stands at 0, in seconds since 1970: the first of January 2026.
 _EPOCH = 1_767_225_600
-# A poller that is ready so often with no time passing is never done.
-_PATIENCE = 100_000
+# A poller that is ready so often with no time passing is never done. In so many turns a sender sends 640,000 packets.
+_PATIENCE = 10_000
 # What Linux counts for a small packet in a receive buffer, and the size of that buffer unless another is asked for.
 _OVERHEAD, _RCVBUF = 768, 212_992
 _EPHEMERAL = 32_768  # as net.ipv4.ip_local_port_range has it
@@ -568,8 +569,8 @@ class Network:
 
             return open_
 
-        self._replace(sockets, "_open", make(sockets._open))
-        self._replace(sockets, "_routed", lambda to: True)
+        self._replace(datagrams, "open_socket", make(datagrams.open_socket))
+        self._replace(ways, "routed", lambda to: True)
         self._everywhere(interfaces.interfaces, self._interfaces)
 
         def idle(watch: Any, changed: Callable[[], object]) -> None:
