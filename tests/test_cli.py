@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import json
@@ -12,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +185,27 @@ def test_the_documented_keys_are_those_that_are_written() -> None:
         assert keys == documented_keys(command)
 
 
+def written_keys(path: Path) -> Iterator[tuple[str, set[str]]]:
+    """Return the events a module writes under a fixed name, and the keys it names."""
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "event":
+            name = node.args[0]
+            if isinstance(name, ast.Constant):
+                yield str(name.value), {keyword.arg for keyword in node.keywords if keyword.arg is not None}
+
+
+def test_every_key_a_command_writes_is_on_the_page() -> None:
+    documented: dict[str, set[str]] = {}
+    for command in COMMANDS:
+        if f"``multicast {command} --json``" in PAGE.read_text():
+            for event, keys in documented_keys(command).items():
+                documented.setdefault(event, set()).update(keys)
+    folder = Path(output.__file__).parent
+    for module in {entry.module for entry in COMMANDS.values()}:
+        for event, keys in written_keys(folder / f"{module}.py"):
+            assert keys <= documented.get(event, set()), f"{module}.py writes {event}"
+
+
 # -- text ------------------------------------------------------------------------------------------------------------
 
 
@@ -194,8 +217,6 @@ def test_text_for_people_holds_nothing_that_a_terminal_obeys(text: str) -> None:
 
 @given(st.text())
 def test_quoted_text_says_exactly_what_the_text_is(text: str) -> None:
-    import ast
-
     assert ast.literal_eval(output.quoted(text)) == text
 
 
