@@ -1283,6 +1283,15 @@ def test_names_announced_by_zeroconf_are_recorded_replayed_and_recorded_again(tm
     assert errors[len(errors) // 2] < 50_000_000
 
 
+# -- the documentation ---------------------------------------------------------------------------------------------
+
+
+def test_the_example_of_the_documentation_records_and_replays() -> None:
+    program = Path(__file__).parents[1] / "docs" / "examples" / "record_and_replay.py"
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=20, check=True)
+    assert done.stdout == "one\ntwo\nthree\n"
+
+
 # -- the commands --------------------------------------------------------------------------------------------------
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import runpy
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +24,6 @@ from multicast import (
     interfaces,
     listen,
     sendto,
-    sockets,
     testing,
 )
 from multicast.batch import Address
@@ -342,12 +343,11 @@ def test_unicast_goes_to_one_host(net: testing.Network) -> None:
 
 def test_everything_is_as_before_afterwards() -> None:
     names = [
-        (sockets, "_open"),
-        (sockets, "_routed"),
         (batch, "Reader"),
         (batch, "receive"),
         (batch, "send"),
         (interfaces, "interfaces"),
+        (interfaces.Watch, "__init__"),
         (Poller, "_wait"),
         (Poller, "__init__"),
     ]
@@ -397,3 +397,8 @@ def test_the_clock_goes_forward_only(net: testing.Network) -> None:
         net.advance(-1)
     with pytest.raises(ArgumentError), net.host(0):
         pass
+
+
+def test_the_example_of_the_documentation_passes() -> None:
+    path = Path(__file__).parents[1] / "docs" / "examples" / "test_thermometer.py"
+    runpy.run_path(str(path))["test_the_display_forgets_what_is_old"]()
