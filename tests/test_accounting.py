@@ -18,7 +18,8 @@ SOAK = Path(__file__).parents[1] / "benchmarks" / "soak.py"
 def test_every_packet_is_accounted_for(seed: int) -> None:
     command = [sys.executable, str(SOAK), "--packets", "60000", "--seconds", "40", "--seed", str(seed), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=55, check=False)
-    assert done.stderr == ""
+    # Only root is given more than net.core.rmem_max; others are told.
+    assert [line for line in done.stderr.splitlines() if "raise its limit" not in line] == []
     account = json.loads(done.stdout)
     assert {row["listener"]: row["missing"] for row in account["rows"]} == dict.fromkeys(
         ["large buffer", "tiny buffer", "kernel filter", "python filter", "cuts at 100", "pauses"], 0

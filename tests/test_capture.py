@@ -741,6 +741,7 @@ def test_wireshark_reads_what_is_written(path: Path) -> None:
     assert facts["Number of interfaces in file"] == "2"
 
 
+@pytest.mark.needs_root  # root of a user namespace cannot become the user that tcpdump reads as
 @pytest.mark.needs_program("tcpdump")
 def test_tcpdump_reads_what_is_written(path: Path) -> None:
     mixed(path)
