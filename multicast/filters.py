@@ -112,6 +112,7 @@ class Limited:
     alone is bounded. It costs some microseconds a packet. An engine that takes linear time, with `match` as `re` has
     it, needs none of this: give its pattern as the filter. Raises `FilterError` and `ArgumentError`.
 
+    >>> from multicast.filters import Limited
     >>> slow = Limited(r"(a+)+$", seconds=0.01)
     >>> slow.match(b"aaaa") is not None, slow.match(b"a" * 40 + b"!") is not None, slow.timeouts
     (True, False, 1)
