@@ -42,7 +42,7 @@ from .batch import Address
 from .errors import ArgumentError
 from .interfaces import Interface
 from .poller import Dispatcher, Poller
-from .sockets import datagrams, ways
+from .sockets import choosing, datagrams
 
 __all__ = ["Network", "Traffic"]
 
@@ -570,7 +570,7 @@ class Network:
             return open_
 
         self._replace(datagrams, "open_socket", make(datagrams.open_socket))
-        self._replace(ways, "routed", lambda to: True)
+        self._replace(choosing, "routed", lambda to: True)
         self._everywhere(interfaces.interfaces, self._interfaces)
 
         def idle(watch: Any, changed: Callable[[], object]) -> None:

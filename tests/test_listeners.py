@@ -505,7 +505,7 @@ def test_bad_arguments_are_refused_before_a_socket_is_opened(
 
     before = descriptors()
     with monkeypatch.context() as patch:
-        patch.setattr("multicast.sockets.socket.socket", counting)
+        patch.setattr("socket.socket", counting)
         with pytest.raises(error, match=words):
             Keeper(**{"port": 4242, "poller": poller, **ON_LO, **arguments})
     assert opened == []

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import array
 import errno
+import gc
 import os
 import select
 import socket
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -212,7 +214,7 @@ def test_bad_arguments_are_refused_before_anything_is_opened_or_sent(
 
     before = descriptors()
     with monkeypatch.context() as patch:
-        patch.setattr("multicast.sockets.socket.socket", counting)
+        patch.setattr("socket.socket", counting)
         with pytest.raises(error, match=words):
             sendto("x", **options)
         with pytest.raises(error, match=words):
@@ -430,6 +432,20 @@ def test_an_iterable_may_close_its_sender(poller: Poller, ear: Ear, free_port: i
     poller.loop()
     assert sender.closed
     assert b"three" not in ear.heard()
+
+
+def test_a_paced_sender_that_its_iterable_has_closed_is_forgotten(poller: Poller, free_port: int) -> None:
+    class Short(Multicaster):
+        def __iter__(self) -> Iterator[str]:
+            self.close()
+            yield "too late"
+
+    sender = Short(port=free_port, ttl=0, poller=poller, interval=1000)
+    reference = weakref.ref(sender)
+    poller.loop()
+    del sender
+    gc.collect()
+    assert reference() is None
 
 
 def test_an_iterable_may_send_listen_and_stop(poller: Poller, ear: Ear, free_port: int) -> None:

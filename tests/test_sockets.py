@@ -318,9 +318,12 @@ def test_a_receiver_is_bound_to_its_group_shares_its_port_and_hears_nobody_elses
         assert not opened.get_inheritable()
         assert [one.name for one in joined_on] == ["lo"]
         assert joined(address) == ["lo"]
-        with socket.socket(group.family, socket.SOCK_DGRAM) as foreign:
-            foreign.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            foreign.bind(("", free_port))  # a program that shares the port in the old way
+        for way in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):  # as older and as newer programs share a port
+            with socket.socket(group.family, socket.SOCK_DGRAM) as foreign:
+                foreign.setsockopt(socket.SOL_SOCKET, way, 1)
+                foreign.bind(("", free_port))
+                also, _ = open_receiver(group, receiving(group, "lo"))
+                also.close()
     assert joined(address) == []
 
 
@@ -490,7 +493,7 @@ def test_a_bad_size_of_the_receive_buffer_is_refused(wanted: Any) -> None:
 def test_a_smaller_buffer_than_asked_for_is_told_once_with_the_limit(
     free_port: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sockets, "_told_about_buffer", False)
+    monkeypatch.setattr(sockets.datagrams, "_told_about_buffer", False)
     group = Group("239.1.1.1", free_port)
     for _ in range(2):
         opened, _ = open_receiver(group, receiving(group, "lo"), rcvbuf=2**40)
@@ -557,7 +560,7 @@ def test_the_routes_decide_where_nothing_else_does(free_port: int, caplog: pytes
 def test_without_a_route_packets_go_by_lo_which_is_told_once(
     lab: netns.Lab, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sockets, "_told_about_loopback", False)
+    monkeypatch.setattr(sockets.choosing, "_told_about_loopback", False)
     host = lab.host("host")  # has lo and no other route for IPv4
     group = Group("239.1.1.1", 4242)
     with host.inside():
