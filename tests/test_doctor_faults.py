@@ -34,7 +34,7 @@ pytestmark = pytest.mark.needs_namespaces
 
 GROUP, PORT = "239.1.1.1", 5000
 TARGET = f"{GROUP}:{PORT}"
-WAIT = 0.25
+WAIT = 0.1
 # The machine that runs the tests may be a container itself.
 NOTHING = ("nothing", "nothing-container")
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -112,7 +112,7 @@ def finding(diagnosis: Diagnosis, check: str) -> Finding:
 
 def fault(diagnosis: Diagnosis) -> Finding:
     found = diagnosis.fault
-    assert found is not None, "\n".join(f"{one.status} {one.check}: {one.cause} ({one.seen})" for one in diagnosis.findings)
+    assert found is not None, diagnosis.findings
     if "DOCTOR_SAID" in os.environ:
         said(found)
     return found
@@ -142,7 +142,9 @@ def no_alarm(diagnosis: Diagnosis) -> None:
 # -- healthy hosts ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("target", [TARGET, f"[ff15::1]:{PORT}", f"[ff02::77%vb]:{PORT}", f"10.99.0.1@232.1.1.1:{PORT}"])
+@pytest.mark.parametrize(
+    "target", [TARGET, f"[ff15::1]:{PORT}", f"[ff02::77%vb]:{PORT}", f"10.99.0.1@232.1.1.1:{PORT}"]
+)
 def test_no_alarm_on_a_host_that_receives(scene: Scene, target: str) -> None:
     alice, bob = scene.lab.pair()
     scene.receiver(bob, target)
@@ -328,7 +330,7 @@ def test_nothing_is_sent_at_all(scene: Scene) -> None:
     _, bob = scene.lab.pair()
     found = fault(scene.look(bob))
     assert found.code in NOTHING
-    assert ("nothing on the wire" if scene.root else "needs root") in found.seen
+    assert ("nothing for it on the wire" if scene.root else "needs root") in found.seen
 
 
 # -- the kernel ------------------------------------------------------------------------------------------------------
@@ -479,7 +481,7 @@ def test_a_source_specific_group_without_a_source(scene: Scene) -> None:
 
 def test_the_sender_on_the_same_host_has_its_loopback_off(scene: Scene) -> None:
     alice, _ = scene.lab.pair()
-    found = fault(scene.look(alice, TARGET, scene.sender(alice, loopback=False)))
+    found = fault(scene.look(alice, TARGET, scene.sender(alice, packets=50, loopback=False)))
     assert found.code == ("loopback-off" if scene.root else "loopback-perhaps")
     assert f"(pid {os.getpid()})" in found.cause
     assert "IP_MULTICAST_LOOP" in found.cause
@@ -536,10 +538,11 @@ def test_the_limit_of_memberships_for_a_program(scene: Scene) -> None:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         opened.bind(("", PORT))
         own = socket.inet_aton("10.99.0.2")
+        for number in range(2, 22):
+            group = socket.inet_aton(f"239.1.1.{number}")
+            opened.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group + own)
         with pytest.raises(OSError):
-            for number in range(2, 100):
-                group = socket.inet_aton(f"239.1.1.{number}")
-                opened.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group + own)
+            opened.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, socket.inet_aton(GROUP) + own)
         found = fault(scene.look(bob, TARGET, scene.sender(alice)))
     assert found.code == "limit-reached-other"
     assert f"(pid {os.getpid()}) is at port {PORT}" in found.cause
@@ -561,7 +564,7 @@ def test_a_port_that_is_not_shared(scene: Scene) -> None:
 def test_an_ipv6_group_without_a_zone(scene: Scene) -> None:
     alice, bob = scene.lab.pair()
     found = fault(scene.look(bob, f"[ff02::77]:{PORT}", scene.sender(alice, f"[ff02::77%va]:{PORT}")))
-    assert (found.code, found.fixes) == ("zone-missing", (f"multicast doctor [ff02::77]:{PORT}%vb",))
+    assert (found.code, found.fixes) == ("zone-missing", (f"multicast doctor '[ff02::77]:{PORT}%vb'",))
     assert found.seen == "it arrived on vb"
 
 
@@ -599,7 +602,7 @@ def test_checksums_that_are_wrong(scene: Scene) -> None:
 def test_fragments_that_are_lost(scene: Scene, target: str) -> None:
     alice, bob = scene.lab.pair()
     # Two fragments; the second, which has an offset and no ports, is lost at the receiving device.
-    lost = "ip6 nexthdr 44 @nh,336,16 & 0xfff8 != 0" if ":" in target.strip(":") and "[" in target else "ip frag-off & 0x1fff != 0"
+    lost = "ip6 nexthdr 44 @nh,336,16 & 0xfff8 != 0" if "[" in target else "ip frag-off & 0x1fff != 0"
     nft(bob, f'table netdev f {{ chain in {{ type filter hook ingress device "vb" priority 0; {lost} drop; }}; }}')
     found = fault(scene.look(bob, target, scene.sender(alice, target, size=2000, interface="va")))
     assert found.code == ("fragments-lost" if scene.root else "fragments-unfinished")
@@ -623,7 +626,7 @@ def test_two_packages_of_one_name(scene: Scene, tmp_path: Path, monkeypatch: pyt
     alice, bob = scene.lab.pair()
     found = warning(scene.look(bob, TARGET, scene.sender(alice)), "two-packages")
     assert "multicast and multicast-poller" in found.cause
-    assert found.fixes == ("pip uninstall multicast",)
+    assert found.fixes == ("pip uninstall -y multicast multicast-poller && pip install multicast-poller",)
 
 
 def test_the_c_module_is_not_built(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,8 @@ It listens for a while, to the group as asked and to everything near it, and com
 after. As root it looks at the wire and the firewall as well. It changes nothing: its memberships end with it, and it
 sends nothing to the group.
 
-The files of the package: `evidence` gathers and is all the input and output there is, `firewall` reads rules, `checks`
-judges.
+The files of the package: `evidence` gathers, from `kernel` and `wire`; `firewall` understands rules; `checks` judges,
+without any input or output; `messages` has all that can be said.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from ..errors import ArgumentError
-from ..sockets import Group, WhichInterfaces
-from .checks import MESSAGES, Finding, Message, judge
+from multicast.errors import ArgumentError
+from multicast.sockets import Group, WhichInterfaces
+
+from .checks import judge
 from .evidence import gather
+from .messages import MESSAGES, Finding, Message
 
 __all__ = ["MESSAGES", "Diagnosis", "Finding", "Message", "diagnose"]
 

@@ -1,0 +1,348 @@
+"""What the kernel tells of itself: files of /proc, sockets by netlink, and the programs `ip`, `nft` and `iptables`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.machinery
+import importlib.metadata
+import json
+import os
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from multicast import batch
+
+from . import firewall
+from .firewall import Rule
+
+__all__ = [
+    "Bridge",
+    "Holder",
+    "SourceFilter",
+    "bridges",
+    "counters",
+    "distributions",
+    "engine",
+    "holders",
+    "powers",
+    "programs",
+    "rules",
+    "run",
+    "source_filters",
+    "sysctls",
+    "versions",
+    "without_loopback",
+]
+
+# CAP_NET_ADMIN and CAP_NET_RAW in linux/capability.h.
+_NET_ADMIN, _NET_RAW = 12, 13
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFilter:
+    """What the sockets of this host that have joined a group say of one source."""
+
+    interface: str
+    group: str
+    source: str
+    #: How many sockets have joined for it.
+    included: int
+    #: How many refuse it.
+    excluded: int
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A UDP socket of a program on this host."""
+
+    address: str
+    port: int
+    uid: int
+    inode: int
+    #: The program and its process id, as ``name (pid N)``; empty where only root may know.
+    program: str = ""
+    #: What the kernel dropped there while we looked, because its buffer was full.
+    dropped: int = 0
+    #: Whether what it sends can be heard on this host; None where that was not asked.
+    loopback: bool | None = None
+
+    @property
+    def name(self) -> str:
+        """What to call it."""
+        return self.program or f"a program of user {self.uid}"
+
+
+@dataclass(frozen=True, slots=True)
+class Bridge:
+    """A bridge of this host that looks into IGMP and MLD (bridge(8), mcast_snooping)."""
+
+    name: str
+    #: Whether it asks for memberships itself.
+    querier: bool
+    #: The interfaces in it.
+    ports: tuple[str, ...] = ()
+    #: Those of them that get no groups nobody is known to want.
+    unflooded: tuple[str, ...] = ()
+
+
+# -- the files of /proc --------------------------------------------------------------------------------------------
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:  # not in this kernel, or not for us
+        return ""
+
+
+def powers(text: str | None = None) -> tuple[bool, bool]:
+    """Return whether this thread may look at the wire, and at the firewall."""
+    status = _read("/proc/thread-self/status") if text is None else text
+    for line in status.splitlines():
+        if line.startswith("CapEff:"):
+            bits = int(line.split()[1], 16)
+            return bool(bits >> _NET_RAW & 1), bool(bits >> _NET_ADMIN & 1)
+    return False, False
+
+
+def counters(ipv6: bool, read: Callable[[str], str] = _read) -> dict[str, int]:
+    """Return the kernel's counters of a family, under the names they have in /proc/net/snmp and netstat."""
+    found: dict[str, int] = {}
+    for path in ("/proc/thread-self/net/snmp", "/proc/thread-self/net/netstat"):
+        lines = [line.split() for line in read(path).splitlines()]
+        for names, values in zip(lines[::2], lines[1::2], strict=False):
+            for name, value in zip(names[1:], values[1:], strict=False):
+                found[names[0].replace("IpExt", "Ip") + name] = int(value)
+    if ipv6:
+        found = {name: value for name, value in found.items() if not name.startswith(("Ip:", "Udp:", "TcpExt:"))}
+        for line in read("/proc/thread-self/net/snmp6").splitlines():
+            name, value = line.split()
+            for prefix in ("Ip6", "Udp6"):
+                if name.startswith(prefix):
+                    found[f"{prefix[:-1]}:{name.removeprefix(prefix)}"] = int(value)
+    return found
+
+
+def holders(read: Callable[[str], str] = _read) -> dict[int, tuple[Holder, int]]:
+    """Return the UDP sockets of this host by inode, each with what it has dropped since it was opened."""
+    found = {}
+    for name, family in (("udp", socket.AF_INET), ("udp6", socket.AF_INET6)):
+        for line in read(f"/proc/thread-self/net/{name}").splitlines()[1:]:
+            words = line.split()
+            if len(words) < 13:
+                continue
+            digits, _, port = words[1].partition(":")
+            # Each four bytes of the address are printed as a number of this machine.
+            packed = b"".join(
+                int(digits[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(digits), 8)
+            )
+            address = socket.inet_ntop(family, packed)
+            holder = Holder(address, int(port, 16), int(words[7]), int(words[9]))
+            found[holder.inode] = holder, int(words[12])
+    return found
+
+
+def source_filters(
+    names: Mapping[int, str], read: Callable[[str], str] = _read
+) -> Iterator[SourceFilter]:
+    """Return what /proc/net/mcfilter and mcfilter6 say; `names` are those of the interfaces by index."""
+    for path in ("/proc/thread-self/net/mcfilter", "/proc/thread-self/net/mcfilter6"):
+        for line in read(path).splitlines()[1:]:
+            words = line.split()
+            # The name of the interface is cut to six characters, so it is not looked at.
+            if len(words) >= 6 and words[0].isdecimal():
+                group, source = (
+                    socket.inet_ntop(socket.AF_INET, int(word, 16).to_bytes(4, "big"))
+                    if word.startswith("0x")
+                    else socket.inet_ntop(socket.AF_INET6, bytes.fromhex(word))
+                    for word in words[-4:-2]
+                )
+                yield SourceFilter(names.get(int(words[0]), "?"), group, source, int(words[-2]), int(words[-1]))
+
+
+def versions(read: Callable[[str], str] = _read) -> dict[str, int]:
+    """Return the versions of IGMP spoken by interface; an older one than 3 means that a querier speaks it."""
+    found = {}
+    for line in read("/proc/thread-self/net/igmp").splitlines()[1:]:
+        words = line.replace(":", " ").split()
+        if not line.startswith("\t") and len(words) >= 4 and words[-1][:1] == "V":
+            found[words[1]] = int(words[-1][1:])
+    return found
+
+
+def sysctls(names: Iterable[str]) -> dict[str, int]:
+    """Return the parameters that matter here, for all interfaces and those named."""
+    wanted = ["net.ipv4.igmp_max_memberships", "net.core.rmem_max", "net.core.rmem_default"]
+    found = {}
+    for interface in ("all", *names):
+        # A dot may be part of the name of an interface, and a slash may not.
+        for path in ("ipv4/conf/{}/rp_filter", "ipv4/conf/{}/force_igmp_version", "ipv6/conf/{}/force_mld_version"):
+            text = _read("/proc/sys/net/" + path.format(interface))
+            if text:
+                found["net." + path.replace("/", ".").format(interface)] = int(text)
+    for name in wanted:
+        # net.core is the same for all; some of it is not shown in other network namespaces than the first.
+        text = _read("/proc/sys/" + name.replace(".", "/"))
+        if text:
+            found[name] = int(text)
+    return found
+
+
+def programs(inodes: Iterable[int]) -> dict[int, str]:
+    """Return which programs hold sockets, by inode; of other users' programs only root gets to know."""
+    wanted = {f"socket:[{inode}]": inode for inode in inodes}
+    found: dict[int, str] = {}
+    if not wanted:
+        return found
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            for number in os.listdir(process / "fd"):
+                inode = wanted.get(os.readlink(process / "fd" / number))
+                if inode is not None and inode not in found:
+                    name = _read(f"{process}/comm").strip() or "a program"
+                    found[inode] = f"{name} (pid {process.name})"
+        except OSError:  # somebody else's, or gone
+            pass
+    return found
+
+
+# linux/sock_diag.h, linux/inet_diag.h: a dump of UDP sockets with their options.
+_SOCK_DIAG_BY_FAMILY, _NETLINK_SOCK_DIAG, _DUMP = 20, 4, 0x301
+_INET_DIAG_SOCKOPT, _MC_LOOP = 22, 0x10
+_DIAG_HEADER = struct.Struct("=IHHII")
+_DIAG_INODE = 16 + 68  # the header, and where in struct inet_diag_msg the inode is
+
+
+def without_loopback(family: int) -> set[int]:
+    """Return the inodes of UDP sockets that have IP_MULTICAST_LOOP switched off, as far as the kernel tells."""
+    found: set[int] = set()
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as kernel:
+            kernel.settimeout(1)
+            body = struct.pack("=BBBBI48x", family, socket.IPPROTO_UDP, 0, 0, 0xFFFFFFFF)
+            kernel.send(_DIAG_HEADER.pack(16 + len(body), _SOCK_DIAG_BY_FAMILY, _DUMP, 1, 0) + body)
+            while True:
+                reply = kernel.recv(1 << 16)
+                at = 0
+                while at + 16 <= len(reply):
+                    length, kind, *_ = _DIAG_HEADER.unpack_from(reply, at)
+                    if kind != _SOCK_DIAG_BY_FAMILY or length < 16:
+                        return found
+                    (inode,) = struct.unpack_from("=I", reply, at + _DIAG_INODE)
+                    attribute = at + 16 + 72
+                    while attribute + 4 <= at + length:
+                        size, name = struct.unpack_from("=HH", reply, attribute)
+                        if name == _INET_DIAG_SOCKOPT and not reply[attribute + 4] & _MC_LOOP:
+                            found.add(inode)
+                        attribute += max(4, size + 3 & ~3)
+                    at += length + 3 & ~3
+    except OSError:  # a kernel without it
+        return found
+
+
+# -- other programs ------------------------------------------------------------------------------------------------
+
+# Programs of the administrator are not on every user's PATH.
+_PATH = os.environ.get("PATH", os.defpath) + ":/usr/local/sbin:/usr/sbin:/sbin"
+
+
+def run(*command: str) -> str | None:
+    """Return what a program prints; None where it is not installed or fails."""
+    path = shutil.which(command[0], path=_PATH)
+    if path is None:
+        return None
+    try:
+        done = subprocess.run(
+            [path, *command[1:]], stdin=subprocess.DEVNULL, capture_output=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.decode(errors="replace")
+
+
+def bridges(text: str | None) -> tuple[Bridge, ...] | None:
+    """Return the bridges that snoop, from what `ip -details -json link show` prints."""
+    if text is None:
+        return None
+    links = json.loads(text or "[]")
+    found = []
+    for link in links:
+        data = link.get("linkinfo", {}).get("info_data", {})
+        if link.get("linkinfo", {}).get("info_kind") != "bridge" or not data.get("mcast_snooping"):
+            continue
+        ports = [other for other in links if other.get("master") == link["ifname"]]
+        found.append(
+            Bridge(
+                link["ifname"],
+                bool(data.get("mcast_querier")),
+                tuple(port["ifname"] for port in ports),
+                tuple(
+                    port["ifname"]
+                    for port in ports
+                    if not port.get("linkinfo", {}).get("info_slave_data", {}).get("mcast_flood", True)
+                ),
+            )
+        )
+    return tuple(found)
+
+
+def _understood(parse: Callable[..., list[Rule]], *arguments: str) -> list[Rule]:
+    """Return the rules in a text, and none where it is written as no version known here writes it."""
+    try:
+        return parse(*arguments)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return []
+
+
+def rules() -> tuple[Rule, ...]:
+    """Return the rules of the firewall that incoming packets meet; needs CAP_NET_ADMIN."""
+    found: list[Rule] = []
+    saved = []
+    for family, program in (("ip", "iptables"), ("ip6", "ip6tables")):
+        text = run(f"{program}-save", "-c")
+        if text:
+            saved += _understood(firewall.from_save, text, family, program)
+        # The older kind of tables, where that is in use beside the newer one. Asking for it where it is not would
+        # load it.
+        if _read(f"/proc/thread-self/net/{family}_tables_names") and "nf_tables" in (run(program, "-V") or ""):
+            text = run(f"{program}-legacy-save", "-c")
+            if text:
+                saved += _understood(firewall.from_save, text, family, f"{program}-legacy")
+    found += saved
+    text = run("nft", "-j", "list", "ruleset")
+    if text:
+        # What iptables has made there is told in its own words.
+        known = {(rule.family, rule.table) for rule in saved}
+        found += [rule for rule in _understood(firewall.from_nft, text) if (rule.family, rule.table) not in known]
+    return tuple(found)
+
+
+def engine() -> tuple[str, str]:
+    """Return which form of the packet path is in use, and why it is not the C form."""
+    if batch.ENGINE != "python":
+        return batch.ENGINE, ""
+    package = Path(batch.__file__).parent
+    name = f"{batch.__package__}._batch"
+    built = sorted(path.name for path in package.glob("_batch*.so"))
+    fitting = [file for file in built if file.removeprefix("_batch") in importlib.machinery.EXTENSION_SUFFIXES]
+    version = f"Python {sys.version_info.major}.{sys.version_info.minor}"
+    if not built:
+        return "python", f"there is no _batch.*.so in {package}, so it was not built when the package was installed"
+    if not fitting:
+        return "python", f"{built[0]} is for another Python than this {version}"
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        return "python", f"{fitting[0]} cannot be loaded: {error}"
+    return "python", f"{fitting[0]} was not there when this program started"
+
+
+def distributions(name: str) -> tuple[str, ...]:
+    """Return the installed distributions that say they own the top-level package `name`."""
+    return tuple(sorted(set(importlib.metadata.packages_distributions().get(name, ()))))

@@ -1,0 +1,273 @@
+"""What the doctor can find: the form of a finding, and all its sentences with what mends each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeAlias
+
+__all__ = ["MESSAGES", "Finding", "Message", "Status"]
+
+#: ``ok``; ``warn``: works, or may not be a fault; ``fail``: this stops packets; ``skip``: could not be looked at.
+Status: TypeAlias = Literal["ok", "warn", "fail", "skip"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found."""
+
+    #: The name of the check, such as ``rp_filter``.
+    check: str
+    #: ``ok``, ``warn``, ``fail`` or ``skip``.
+    status: Status
+    #: The name of the message, which stays the same from version to version; empty for ``ok`` and ``skip``.
+    code: str = ""
+    #: In one sentence what is wrong; for ``ok`` what is right, for ``skip`` why it was not looked at.
+    cause: str = ""
+    #: Commands that mend it, each an alternative; what is in capitals is to be filled in.
+    fixes: tuple[str, ...] = ()
+    #: What was measured.
+    seen: str = ""
+
+
+class Message(NamedTuple):
+    """A cause, and what mends it; names in braces are filled in."""
+
+    cause: str
+    fixes: tuple[str, ...]
+
+
+#: Everything the doctor can find wrong, by the code of the finding, in the order of the checks.
+MESSAGES: dict[str, Message] = {
+    # group
+    "zone-missing": Message(
+        "{group} is a different group on each link, so it needs an interface, and none was named.",
+        ("multicast doctor {zoned}",),
+    ),
+    "source-missing": Message(
+        "{group} is for source-specific joins and was asked for without a source, so routers do not forward it.",
+        ("multicast doctor {source}@{target}",),
+    ),
+    # interface
+    "none-up": Message("No interface of this host is up.", ("sudo ip link set dev {interface} up",)),
+    "interface-down": Message("The interface {interface} is down.", ("sudo ip link set dev {interface} up",)),
+    "no-carrier": Message(
+        "The interface {interface} has no carrier: no cable, or the other end is off.",
+        ("ip link show dev {interface}",),
+    ),
+    "no-multicast-flag": Message(
+        "The interface {interface} is not set up for multicast: it lacks the flag MULTICAST.",
+        ("sudo ip link set dev {interface} multicast on",),
+    ),
+    "no-address": Message(
+        "The interface {interface} has no IPv4 address, so its membership reports come from 0.0.0.0, which routers and"
+        " switches may ignore, and nothing can be sent by it.",
+        ("sudo ip address add ADDRESS/PREFIX dev {interface}",),
+    ),
+    "no-ipv6": Message(
+        "The interface {interface} has no IPv6 address, so IPv6 does not work on it.",
+        ("sudo sysctl -w net.ipv6.conf.{interface}.disable_ipv6=0",),
+    ),
+    "join-refused": Message("{group} cannot be joined on {interface}: {reason}.", ("ip address show dev {interface}",)),
+    # route
+    "no-route": Message(
+        "This host has no route for {group}, so programs that name no interface can neither join nor send to it.",
+        ("multicast listen {target} -i {interface}", "sudo ip {six}route add {net} dev {interface}"),
+    ),
+    "route-elsewhere": Message(
+        "By the routes {group} belongs to {routed}, which {problem}; programs that name no interface join it there.",
+        ("multicast listen {target} -i {interface}", "sudo ip {six}route replace {net} dev {interface}"),
+    ),
+    # arrival
+    "other-interface": Message(
+        "The packets arrive on {arriving}, and not on {interface}.",
+        ("multicast listen {target} -i {arriving}",),
+    ),
+    "other-source": Message(
+        "The packets come from {arriving}, and not from {source}.",
+        ("multicast listen {arriving}@{target}",),
+    ),
+    "other-interface-sent": Message(
+        "This host sends its packets for {group} by {arriving}, and not by {interface}.",
+        ("multicast send -i {interface} {target} TEXT",),
+    ),
+    "other-port": Message(
+        "The packets for {group} go to port {arriving}, and not to port {port}.",
+        ("multicast listen {found}",),
+    ),
+    "other-group": Message(
+        "The packets on port {port} go to {arriving}, and not to {group}.",
+        ("multicast listen {found}",),
+    ),
+    "unread-port": Message(
+        "Packets for groups joined on this host arrive at ports where no program listens; if they are for {group}, they"
+        " go to another port than {port}.",
+        ("sudo {again}",),
+    ),
+    "behind-router": Message(
+        "Nothing reached this host, and the source {source} is behind the router {gateway}: its packets need a TTL of 2"
+        " or more, and every router on the way must forward the group.",
+        ("multicast send -t 32 {target} TEXT  # on the sender",),
+    ),
+    "nothing": Message(
+        "Nothing for {target} reached this host in {seconds} s; the sender, a switch or a router is the place to"
+        " look.",
+        ("multicast send {target} TEXT  # on the sender",),
+    ),
+    "nothing-container": Message(
+        "Nothing for {target} reached this host in {seconds} s. This host is a container, and the usual bridge"
+        " network of containers does not pass multicast.",
+        ("docker run --network host IMAGE",),
+    ),
+    # bridge
+    "no-querier": Message(
+        "The bridge {bridge} looks into memberships (snooping) and has no querier: nothing goes to members behind"
+        " {ports}, for mcast_flood is off there.",
+        ("sudo ip link set dev {bridge} type bridge mcast_querier 1",
+         "sudo ip link set dev {bridge} type bridge mcast_snooping 0"),
+    ),
+    # ttl
+    "ttl-zero": Message(
+        "{source} sends with TTL 0, which is meant to stay on the sending host; no other may count on it.",
+        ("multicast send -t 1 {target} TEXT  # on the sender",),
+    ),
+    "ttl-one": Message(
+        "This host sends to {group} with TTL 1 by {interface}, so the packets do not cross a router.",
+        ("multicast send -t 32 {target} TEXT",),
+    ),
+    # fragments
+    "fragments-lost": Message(
+        "Datagrams longer than the MTU arrive in fragments, and {lost} of {begun} could not be put together: fragments"
+        " are missing.",
+        ("multicast send -s 1452 -f FILE {target}  # on the sender",),
+    ),
+    "fragments-unfinished": Message(
+        "Datagrams longer than the MTU arrive in fragments, and none of them could be put together: fragments are"
+        " missing.",
+        ("multicast send -s 1452 -f FILE {target}  # on the sender",),
+    ),
+    # checksum
+    "bad-checksum": Message(
+        "The kernel discards packets with wrong checksums: a fault of the sender, or of hardware on the way.",
+        ("sudo ethtool -K INTERFACE tx off  # on the sender", "sudo ethtool -K {interface} rx off"),
+    ),
+    # rp_filter
+    "strict-reverse-path": Message(
+        "The kernel discards these packets: strict reverse path filtering is on for {interface}, and this host would"
+        " not answer {source} by {interface}.",
+        ("sudo ip route add {source} dev {interface}", "sudo sysctl -w {setting}=2"),
+    ),
+    "loose-reverse-path": Message(
+        "The kernel discards these packets: reverse path filtering is on for {interface}, and this host has no route at"
+        " all to {source}.",
+        ("sudo ip route add {source} dev {interface}", "sudo sysctl -w {setting}=0"),
+    ),
+    "reverse-path": Message(
+        "The kernel discards packets by the reverse path filter: this host would not answer their source by the"
+        " interface they come in on.",
+        ("sudo {again}", "ip route get SOURCE"),
+    ),
+    "would-be-filtered": Message(
+        "Packets from {source} would be discarded on {interface}: reverse path filtering is on, and this host would not"
+        " answer {source} by {interface}.",
+        ("sudo ip route add {source} dev {interface}", "sudo sysctl -w {setting}=2"),
+    ),
+    # firewall
+    "firewall-rule": Message("A rule of the firewall drops these packets: {rule}.", ("{allow}",)),
+    "firewall-candidate": Message(
+        "The packets reach this host and are not delivered, and a rule of the firewall may be why: {rule}.",
+        ("{allow}",),
+    ),
+    "discarded": Message(
+        "Packets for groups joined on this host arrive, and are discarded before any program gets them; a firewall is"
+        " the likely reason.",
+        ("sudo {again}", "sudo nft list ruleset"),
+    ),
+    # igmp
+    "version-forced": Message(
+        "{protocol} is forced to version {version} on {interface}, which cannot name sources: routers are not told of"
+        " the source-specific join.",
+        ("sudo sysctl -w {setting}=0",),
+    ),
+    "version-old": Message(
+        "A querier on {interface} speaks IGMP version {version}, which cannot name sources: routers are not told of the"
+        " source-specific join.",
+        ("ip maddress show dev {interface}",),
+    ),
+    "no-query": Message(
+        "Nobody asked for memberships on {interface} in {seconds} s: there is no querier, and a switch that looks into"
+        " memberships (snooping) forgets the members after some minutes.",
+        ("sudo ip link set dev BRIDGE type bridge mcast_querier 1  # on a Linux bridge; on switches it is a setting",),
+    ),
+    # port
+    "port-held": Message(
+        "Port {port} is held by {program}, which does not share it.",
+        ("ss -ulnp 'sport = :{port}'",),
+    ),
+    # membership
+    "limit-reached": Message(
+        "{group} could not be joined: the limit of memberships of a socket is reached, {limit}.",
+        ("sudo sysctl -w net.ipv4.igmp_max_memberships={more}",),
+    ),
+    "limit-reached-other": Message(
+        "{program} is at port {port} and has not joined {group}: {limit} groups are joined on this host, and that many"
+        " a socket can join.",
+        ("sudo sysctl -w net.ipv4.igmp_max_memberships={more}",),
+    ),
+    # loopback
+    "loopback-off": Message(
+        "This host sends to {group} and does not hear it itself: {program} has its loopback switched off"
+        " (IP_MULTICAST_LOOP).",
+        ("multicast send {target} TEXT",),
+    ),
+    "unheard": Message(
+        "This host sends to {group} and does not hear it itself: the sender has its loopback switched off"
+        " (IP_MULTICAST_LOOP), or the firewall drops what comes back.",
+        ("multicast send {target} TEXT", "sudo nft list ruleset"),
+    ),
+    "loopback-perhaps": Message(
+        "A program of this host sends to some group and is not heard here; {program} has its loopback switched off"
+        " (IP_MULTICAST_LOOP).",
+        ("sudo {again}",),
+    ),
+    "lo-dead": Message(
+        "Not even a packet with TTL 0 by lo comes back on this host.",
+        ("sudo ip link set dev lo up", "sudo nft list ruleset"),
+    ),
+    # delivery
+    "not-delivered": Message(
+        "The packets reach this host and are not delivered, and none of the checks tells why.",
+        ("sudo {again} -w 30", "nstat -az"),
+    ),
+    # program
+    "joined-elsewhere": Message(
+        "The packets arrive on {arriving}, and {program} has joined {group} on {interface} only.",
+        ("multicast listen {target} -i {arriving}",),
+    ),
+    "joined-for-others": Message(
+        "The packets come from {arriving}, and {program} has joined {group} for {source} only.",
+        ("multicast listen {arriving}@{target}",),
+    ),
+    "not-joined": Message(
+        "{program} listens at {target}, and no program of this host has joined the group.",
+        ("multicast listen {target}",),
+    ),
+    "joined-other-group": Message(
+        "{program} is at port {port}, and no program of this host has joined {group}.",
+        ("multicast listen {target}",),
+    ),
+    # buffer
+    "overflow": Message(
+        "{program} reads too slowly: its receive buffer overflowed, and the kernel dropped {dropped} packets in"
+        " {seconds} s.",
+        ("sudo sysctl -w net.core.rmem_max={wanted}", "sudo sysctl -w net.core.rmem_default={wanted}"),
+    ),
+    # package
+    "two-packages": Message(
+        "Several packages own the name multicast: {names}; which one is imported is chance.",
+        ("pip uninstall -y {listed} && pip install multicast-poller",),
+    ),
+    "engine-missing": Message(
+        "The C form of the packet path is not in use, which makes it slower and nothing else: {reason}.",
+        ("MULTICAST_REQUIRE_EXT=1 pip install --force-reinstall --no-binary multicast-poller multicast-poller",),
+    ),
+}

@@ -1,0 +1,158 @@
+"""What is on the wire: packets to groups, counted by kind, as a packet socket shows them (packet(7))."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from dataclasses import dataclass, replace
+from typing import Any
+
+from multicast import batch
+from multicast.sockets import open_wire
+
+__all__ = ["Packet", "Seen", "Table", "Wire", "dissect"]
+
+# Forged sources must not fill the memory; a person reads no more of them anyway.
+_MOST = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Packets that are alike, and how many of them came."""
+
+    #: The name of the interface.
+    interface: str
+    #: The address they went to.
+    group: str
+    #: The port they went to; 0 where a fragment does not tell.
+    port: int
+    #: The address they came from.
+    source: str
+    #: Their TTL or hop limit.
+    ttl: int
+    #: Whether they left this host; on the wire alone.
+    outgoing: bool = False
+    #: Whether they are first fragments of longer datagrams; on the wire alone.
+    fragmented: bool = False
+    #: How many.
+    packets: int = 1
+
+
+class Table:
+    """Counts packets that are alike, up to so many kinds of them."""
+
+    def __init__(self) -> None:
+        self.counts: dict[tuple[Any, ...], int] = {}
+
+    def add(self, *key: Any) -> None:
+        """Count one with these fields of `Seen`."""
+        if key in self.counts or len(self.counts) < _MOST:
+            self.counts[key] = self.counts.get(key, 0) + 1
+
+    def seen(self) -> tuple[Seen, ...]:
+        """Return what was counted, the most frequent first."""
+        most_first = sorted(self.counts.items(), key=lambda item: -item[1])
+        return tuple(replace(Seen(*key), packets=packets) for key, packets in most_first)
+
+
+class Wire:
+    """Counts what is on the wire."""
+
+    def __init__(self) -> None:
+        """Raise `OSError` where packet sockets are not allowed."""
+        self._socket = open_wire()
+        self.packets = Table()
+        self.queriers: dict[tuple[str, str], None] = {}
+        self.fragments: dict[str, int] = {}
+
+    def fileno(self) -> int:
+        """Return the descriptor to watch for reading."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """Stop looking."""
+        self._socket.close()
+
+    def handle_read(self) -> None:
+        """Read and count one batch; called by the poller."""
+        for _ in range(batch.LIMIT):
+            try:
+                data, (name, _, kind, *_) = self._socket.recvfrom(256)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ENETDOWN:  # an interface went down, and the socket says so once
+                    raise
+                continue
+            outgoing = kind == socket.PACKET_OUTGOING
+            if not (outgoing and name == "lo"):  # lo shows what it carries twice
+                self._note(data, name, outgoing)
+
+    def _note(self, data: bytes, name: str, outgoing: bool) -> None:
+        try:
+            packet = dissect(data)
+        except (struct.error, IndexError, ValueError):  # shorter than it says
+            return
+        if packet is None:
+            return
+        if packet.kind == "query" and not outgoing and len(self.queriers) < _MOST:
+            self.queriers[name, packet.source] = None
+        elif packet.kind == "fragment":
+            if packet.group in self.fragments or len(self.fragments) < _MOST:
+                self.fragments[packet.group] = self.fragments.get(packet.group, 0) + (not outgoing)
+        elif packet.kind == "udp":
+            self.packets.add(
+                name, packet.group, packet.port, packet.source, packet.ttl, outgoing, packet.fragmented
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """What the headers of a packet say: a ``udp`` datagram, a later ``fragment`` of one, or a ``query``."""
+
+    kind: str
+    source: str
+    group: str
+    ttl: int
+    port: int = 0
+    fragmented: bool = False
+
+
+# Protocol numbers of IANA; RFC 2236 (IGMP query 0x11), RFC 2710 (MLD query 130), RFC 8200 (extension headers).
+_IGMP, _UDP, _ICMP6, _HOP_BY_HOP, _ROUTING, _FRAGMENT, _OPTIONS = 2, 17, 58, 0, 43, 44, 60
+
+
+def dissect(data: bytes) -> Packet | None:
+    """Return what an IP packet to a group is about, as far as the doctor is interested; None for others."""
+    if data[0] >> 4 == 4:
+        if data[16] & 0xF0 != 0xE0:
+            return None
+        start = 4 * (data[0] & 15)
+        flags = struct.unpack_from("!H", data, 6)[0]
+        later, more = flags & 0x1FFF, flags & 0x2000
+        ttl, protocol = data[8], data[9]
+        source, group = socket.inet_ntop(socket.AF_INET, data[12:16]), socket.inet_ntop(socket.AF_INET, data[16:20])
+    else:
+        if data[24] != 0xFF:
+            return None
+        start, protocol, ttl, later, more = 40, data[6], data[7], 0, 0
+        source, group = socket.inet_ntop(socket.AF_INET6, data[8:24]), socket.inet_ntop(socket.AF_INET6, data[24:40])
+        while protocol in (_HOP_BY_HOP, _ROUTING, _FRAGMENT, _OPTIONS):
+            length = 8
+            if protocol == _FRAGMENT:
+                flags = struct.unpack_from("!H", data, start + 2)[0]
+                later, more = flags & 0xFFF8, flags & 1
+            else:
+                length = 8 * (data[start + 1] + 1)
+            protocol = data[start]
+            start += length
+            if later:
+                break
+    if later:
+        return Packet("fragment", source, group, ttl) if protocol == _UDP else None
+    if protocol == _UDP:
+        return Packet("udp", source, group, ttl, struct.unpack_from("!H", data, start + 2)[0], bool(more))
+    if (protocol == _IGMP and data[start] == 0x11) or (protocol == _ICMP6 and data[start] == 130):
+        return Packet("query", source, group, ttl)
+    return None
