@@ -205,6 +205,7 @@ class Flow:
 
     __slots__ = (
         "_cell",
+        "_history",
         "_interval",
         "_last",
         "_pids",
@@ -217,7 +218,6 @@ class Flow:
         "bytes",
         "duplicates",
         "first",
-        "history",
         "jitter",
         "key",
         "last",
@@ -254,8 +254,8 @@ class Flow:
         self.ttl: int | None = None
         #: The last seconds, one cell for each.
         self.strip: deque[Cell] = deque(maxlen=STRIP)
-        #: All the time since the beginning, in cells of equal length: a second, and longer when it has been long.
-        self.history: list[Cell] = []
+        # All the time since the beginning, in cells of equal length: a second, and longer when it has been long.
+        self._history: list[Cell] = []
         self._cell = Cell()
         self._stage: Cell | None = None
         self._stage_of = 0
@@ -411,13 +411,18 @@ class Flow:
         self._stage = replace(cell) if self._stage is None else self._stage.and_(cell)
         self._stage_of += 1
         if self._stage_of >= self._width:
-            self.history.append(self._stage)
+            self._history.append(self._stage)
             self._stage, self._stage_of = None, 0
-            if len(self.history) >= _MOMENTS:
-                pairs = zip(self.history[::2], self.history[1::2], strict=False)
-                self.history = [one.and_(other) for one, other in pairs]
+            if len(self._history) >= _MOMENTS:
+                pairs = zip(self._history[::2], self._history[1::2], strict=False)
+                self._history = [one.and_(other) for one, other in pairs]
                 self._width *= 2
         return cell
+
+    @property
+    def moments(self) -> list[Cell]:
+        """All the time since the beginning, as cells; the last may be shorter than the others."""
+        return self._history if self._stage is None else [*self._history, self._stage]
 
     def marks(self, width: int = STRIP) -> str:
         """Return the last seconds as a strip, a character for each.
@@ -434,7 +439,7 @@ class Flow:
     def reset(self) -> None:
         """Count from 0 again; the numbers of packets go on from where they are."""
         self.packets = self.bytes = self.numbered = self.lost = self.duplicates = self.reordered = self.restarts = 0
-        self.history.clear()
+        self._history.clear()
         self.strip.clear()
         self._stage, self._stage_of, self._width = None, 0, 1
         self._cell = Cell()

@@ -224,6 +224,17 @@ class Histogram:
         key = (shift << 16) + (value >> shift)
         self._bins[key] = self._bins.get(key, 0) + 1
 
+    def merge(self, other: Histogram) -> None:
+        """Take all values of another one."""
+        if other.count:
+            if not self.count:
+                self.least, self.greatest = other.least, other.greatest
+            self.least = min(self.least, other.least)
+            self.greatest = max(self.greatest, other.greatest)
+            self.count += other.count
+            for key, count in other._bins.items():
+                self._bins[key] = self._bins.get(key, 0) + count
+
     def quantile(self, share: float) -> float:
         """Return the value that the given share (0 to 1) of all do not exceed; nan when there are none."""
         if not self.count:

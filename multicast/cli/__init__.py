@@ -28,12 +28,15 @@ COMMANDS: dict[str, Entry] = {
     "request": Entry("conversation", "request", "ask a group, and print who answers what"),
     "respond": Entry("conversation", "respond", "answer requests to a group"),
     "ping": Entry("ping", "ping", "ping a group: who is there, how far, how much is lost"),
+    "top": Entry("live", "top", "show rate, loss and jitter of each source, live"),
+    "bench": Entry("bench", "bench", "measure throughput, loss and delay"),
     "chat": Entry("chat", "chat", "talk, over multicast or TCP"),
     "doctor": Entry("diagnosis", "doctor", "find out why nothing arrives"),
     "interfaces": Entry("basic", "show_interfaces", "show the interfaces of this host, and the groups joined"),
     "record": Entry("record", "record", "record groups to a capture file"),
     "replay": Entry("record", "replay", "send the packets of a capture file as they were recorded"),
     "demo": Entry("demo", "demo", "show the library at work, without a network"),
+    "completion": Entry("shell", "completion", "print what completes commands in a shell"),
 }
 
 # Which extra brings a library (setup.cfg), by the name it is imported under.

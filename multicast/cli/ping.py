@@ -72,10 +72,11 @@ def _identity(number: int) -> str:
 
 
 class PingResponder(Responder):
-    """Answers pings, and prints which."""
+    """Answers pings, and prints which, unless it is to be `quiet`."""
 
-    def __init__(self, out: Output, *, ttl: int = 1, **options: Any) -> None:
+    def __init__(self, out: Output, *, ttl: int = 1, quiet: bool = False, **options: Any) -> None:
         self._out = out
+        self._quiet = quiet
         self._ttl = ttl
         self._hearing = Hearing(socket.gethostname())
         super().__init__(PREFIX, ttl=ttl, per_source=_PER_SOURCE, total=_TOTAL, **options)
@@ -98,7 +99,8 @@ class PingResponder(Responder):
                 sendto(beacon, self.group.address, self.group.port, self._ttl, interface=addr.interface)
             except (errors.MulticastError, OSError) as error:
                 self._out.warn(f"the others cannot hear this host: {printable(errors.describe(error))}")
-        self._tell(probe, addr, replied)
+        if not self._quiet:
+            self._tell(probe, addr, replied)
 
     def _tell(self, probe: Probe, addr: Address, replied: bool) -> None:
         now = addr.timestamp or time.time_ns()
@@ -130,8 +132,8 @@ class PingResponder(Responder):
 # -- pinging -------------------------------------------------------------------------------------------------------
 
 
-class _Pinging(Requester):
-    """Sends pings, one after the other, and prints the answers as they come."""
+class Pinger(Requester):
+    """Sends pings, one after the other, and prints the answers as they come, unless it is to be `quiet`."""
 
     def __init__(
         self,
@@ -144,9 +146,11 @@ class _Pinging(Requester):
         until: float | None,
         call: bool,
         ttl: int,
+        quiet: bool = False,
         **options: Any,
     ) -> None:
         self.ledger = Ledger()
+        self._quiet = quiet
         self.pings = 0
         #: Pings are over, and so is the time for answers to the last.
         self.done = False
@@ -251,7 +255,7 @@ class _Pinging(Requester):
             return
         found, order = taken
         probe = parse(packet)
-        if probe is None or probe.kind is not Kind.PONG:
+        if self._quiet or probe is None or probe.kind is not Kind.PONG:
             return
         if self._out.json:
             self._out.event(
@@ -312,7 +316,7 @@ def _milliseconds(value: float) -> str:
     return "-" if math.isnan(value) else f"{1000 * value:.3f}"
 
 
-def _tell_responders(out: Output, pinger: _Pinging) -> None:
+def _tell_responders(out: Output, pinger: Pinger) -> None:
     """Write a row for each responder, and then where what is lost was lost."""
     rows, notes = [], []
     for found in pinger.ledger:
@@ -382,7 +386,7 @@ def _labels(ledger: Ledger) -> dict[int, str]:
     return names
 
 
-def _tell_matrix(out: Output, pinger: _Pinging, heard: dict[int, int], group: Group) -> bool:
+def _tell_matrix(out: Output, pinger: Pinger, heard: dict[int, int], group: Group) -> bool:
     """Write who hears whom; return whether everybody hears everybody."""
     table = who_hears_whom(pinger.ledger, pinger.pings, heard)
     names = _labels(pinger.ledger)
@@ -476,7 +480,7 @@ def ping(
     interval = interval or (0.2 if matrix else 1.0)
     where_to = interfaces or list(group.interfaces) or None
     with Poller() as poller:
-        pinger = _Pinging(
+        pinger = Pinger(
             out,
             size=size,
             count=count,
@@ -545,7 +549,7 @@ def _intention(group: Group, ttl: int, interfaces: Seq[str] | None, size: int, e
     return f"pinging {where(group.address, group.port)}{by}, ttl {ttl}, {plural(size, 'byte')}{hint}"
 
 
-def _conclusion(group: Group, pinger: _Pinging, replies: int, seconds: float, dropped: int) -> str:
+def _conclusion(group: Group, pinger: Pinger, replies: int, seconds: float, dropped: int) -> str:
     ledger = pinger.ledger
     if not replies:
         text = f"nobody answered {plural(pinger.pings, 'ping')} in {seconds:.3g} s. Does anybody run"
