@@ -471,6 +471,11 @@ class Poller:
                         self._dispatch(registration, mask)
             except BaseException:
                 self._late.update((registration, None) for registration, _ in queue)
+                if self._stale:
+                    try:
+                        self._rebuild()
+                    except OSError:  # no descriptor left, which the next poll reports
+                        pass
                 raise
             finally:
                 if self._face is not None:

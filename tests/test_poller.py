@@ -648,6 +648,32 @@ def test_an_unregistered_descriptor_that_lives_on_in_a_copy_is_noticed(
         os.close(copy)
 
 
+def test_what_lives_on_in_a_copy_does_not_trouble_the_next_object_with_its_number(
+    poller: Poller, pair: Callable[..., Pair]
+) -> None:
+    dead, heir = pair(), pair()
+    poller.register(dead)
+    copy = os.dup(dead.fileno())
+    number = dead.fileno()
+    try:
+        dead.ours.close()
+        poller.unregister(dead)
+        old = heir.ours.detach()
+        heir.ours = socket.socket(fileno=os.dup2(old, number))
+        os.close(old)
+        poller.register(heir)
+        dead.tell()  # the copy is ready from now on, under the number that is the heir's
+        for _ in range(3):
+            with suppress(BlockingIOError):
+                poller.poll()
+        turns(poller, 100)  # would be BlockingIOError again and again
+        heir.tell(b"for the heir")
+        poller.poll()
+        assert heir.got == [b"for the heir"]
+    finally:
+        os.close(copy)
+
+
 def test_a_set_made_anew_does_not_watch_the_wrong_file(poller: Poller, pair: Callable[..., Pair]) -> None:
     dead, moved, innocent = pair(), pair(), pair()
     poller.register(dead)
@@ -1591,6 +1617,25 @@ def test_the_arguments_of_a_dispatcher_can_be_inspected() -> None:
     assert list(inspect.signature(multicast.Multicaster).parameters)[:3] == ["ip", "port", "ttl"]
 
 
+def test_objects_registered_while_another_thread_polls_miss_no_event(poller: Poller, pair: Callable[..., Pair]) -> None:
+    poller.register(pair())  # so that the loop does not end
+    with polling_thread(poller) as raised:
+        for _ in range(500):
+            met = threading.Event()
+
+            def react(one: Pair, met: threading.Event = met) -> None:
+                poller.unregister(one)
+                met.set()
+
+            ready = Pair(react)
+            ready.tell()
+            poller.register(ready)
+            assert met.wait(PATIENCE), "its first event was lost"
+            ready.close()
+        poller.stop()
+    assert raised == []
+
+
 # -- forks ---------------------------------------------------------------------------------------------------
 
 
@@ -1623,6 +1668,19 @@ def test_a_forked_child_starts_with_an_empty_poller_and_leaves_the_parents_alone
     settle(poller, lambda: plain.got and listener.packets)
     assert b"".join(plain.got) == b"calltimer"
     assert listener.packets == [b"from the sender"]
+    listener.close()
+
+
+def test_a_child_that_closes_a_listener_nobody_polls_does_not_leave_the_parents_group(
+    poller: Poller, free_port: int
+) -> None:
+    listener = Keeper(port=free_port, poller=poller, **ON_LO)
+    poller.unregister(listener)
+    assert in_child(listener.close) == "None"
+    assert joined("224.0.42.42") == ["lo"]
+    poller.register(listener)
+    multicast.sendto("x", port=free_port, ttl=0)
+    settle(poller, lambda: listener.packets)
     listener.close()
 
 
