@@ -30,6 +30,8 @@ from .sockets import (
     Group,
     WhichInterfaces,
     check_rcvbuf,
+    confine,
+    crosses_interfaces,
     drops,
     join_on,
     leave,
@@ -58,7 +60,8 @@ class Statistics:
     bytes: int
     #: Packets given to `handle_packet`.
     delivered: int
-    #: Packets the filter refused, in the kernel or here; with `shard` those of the other shards as well.
+    #: Packets the filter refused, in the kernel or here; with `shard` those of the other shards as well, and for IPv6
+    #: on named interfaces those that came by others.
     filtered: int
     #: Packets longer than `mtu`, which were cut.
     truncated: int
@@ -265,16 +268,21 @@ class DatagramListener(Dispatcher):
             self._dropped,
         )
 
+    @property
+    def _kernel_refuses(self) -> bool:
+        """Whether the kernel's counter of drops has packets in it that were not wanted."""
+        return bool(self._program)
+
     def _count_from(self, opened: socket.socket) -> None:
         """Count what the kernel drops at this socket from now on."""
         self._dropped_here = 0
-        self._overflows = (overflows(opened) or 0) if self._program else 0
+        self._overflows = (overflows(opened) or 0) if self._kernel_refuses else 0
 
     def _count_drops(self) -> None:
         if self.socket is None:
             return
         # The host's counter first: it must not know of drops that this socket's does not.
-        overflowed = overflows(self.socket) if self._program else None
+        overflowed = overflows(self.socket) if self._kernel_refuses else None
         # The kernel's counter has 32 bits and wraps.
         new = (drops(self.socket) - self._dropped_here) & 0xFFFFFFFF
         self._dropped_here += new
@@ -458,7 +466,13 @@ class MulticastListener(DatagramListener):
                 joined.append(interface)
             except OSError as error:
                 _log.warning("%s is not joined on %s: %s", self.group, interface.name, error)
+        if self._asked:
+            confine(self.socket, self.group, [*self.interfaces, *joined], self._program)
         return joined
+
+    @property
+    def _kernel_refuses(self) -> bool:
+        return bool(self._program) or (bool(self._asked) and crosses_interfaces(self.group))
 
     def _reopen(self, fresh: Sequence[Interface]) -> list[Interface]:
         """Take a new socket: one for a link-local group is bound to its interface, and does not outlive it."""

@@ -28,17 +28,21 @@ def delivered(poller: multicast.Poller, listeners: list[Keeper], expected: int) 
 
 
 @pytest.mark.needs_namespaces
+@pytest.mark.parametrize("group", [GROUP, "ff15::1", "ff02::1:1"])
 def test_listeners_on_different_interfaces_do_not_get_each_others_packets(
-    lab: netns.Lab, poller: multicast.Poller
+    lab: netns.Lab, poller: multicast.Poller, group: str
 ) -> None:
     alice = lab.host("alice")
     lab.link(alice, "va", lab.here, "vh", 0)
     lab.link(alice, "wa", lab.here, "wh", 1)
-    listeners = [Keeper(ip=GROUP, port=PORT, interface=name, poller=poller) for name in ("vh", "wh", "lo")]
-    alice.python(SEND, "by v", GROUP, "va", "")
-    assert delivered(poller, listeners, 20) == [20, 0, 0]
-    alice.python(SEND, "by w", GROUP, "wa", "")
-    assert delivered(poller, listeners, 40) == [20, 20, 0]
+    wanted = [("vh",), ("wh",), ("lo",)] if group == "ff02::1:1" else [("vh",), ("wh",), ("lo",), ("wh", "lo")]
+    listeners = [Keeper(ip=group, port=PORT, interface=list(names), poller=poller) for names in wanted]
+    both = (len(wanted) - 3) * 20
+    alice.python(SEND, "by v", group, "va", "")
+    assert delivered(poller, listeners, 20)[:3] == [20, 0, 0]
+    alice.python(SEND, "by w", group, "wa", "")
+    assert delivered(poller, listeners, 40 + both) == [20, 20, 0, both][: len(wanted)]
+    assert [listener.statistics().dropped for listener in listeners] == [0] * len(wanted)
 
 
 @pytest.mark.needs_namespaces

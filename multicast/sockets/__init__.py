@@ -4,7 +4,8 @@ Facts about Linux that decide what is set, and in which order (ip(7), ipv6(7), s
 
 * By default a socket receives what *any* socket of the host has joined (IP_MULTICAST_ALL). So receivers switch that
   off, and bind to the group: then neither other groups on the port, nor the same group on another interface, nor
-  unicast sent to the port comes in.
+  unicast sent to the port comes in. For IPv6 the interface is not looked at all the same; there a program in the
+  kernel does it.
 * Bound to a group, a socket may share its port with everybody (SO_REUSEADDR and SO_REUSEPORT): each gets its own copy
   of each packet, and there is no unicast to be stolen. Sockets on a host's own address set neither.
 * But sockets that are bound with SO_REUSEPORT to one group form a set, and where a packet is for one of them alone, by
@@ -22,6 +23,8 @@ from __future__ import annotations
 
 from .choosing import Way, WhichInterface, WhichInterfaces, named, receiving, ways
 from .datagrams import (
+    confine,
+    crosses_interfaces,
     drops,
     join,
     join_on,
@@ -53,6 +56,8 @@ __all__ = [
     "check_port",
     "check_rcvbuf",
     "check_ttl",
+    "confine",
+    "crosses_interfaces",
     "drops",
     "join",
     "join_on",

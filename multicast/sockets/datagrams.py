@@ -187,6 +187,8 @@ def open_receiver(
     opened = open_socket(table)
     try:
         opened.setsockopt(table.level, table.all, 0)
+        if not optional:
+            program = only_from(group, chosen, program)
         set_up_receiver(opened, rcvbuf, details, program, bursts)
         _bind_shared(opened, group.sockaddr(chosen[0].index))
         joined = []
@@ -313,6 +315,33 @@ def _storage(address: str) -> bytes:
     else:
         packed = struct.pack("@HH", socket.AF_INET, 0) + socket.inet_pton(socket.AF_INET, address)
     return packed.ljust(128, b"\0")
+
+
+def crosses_interfaces(group: Group) -> bool:
+    """Whether the kernel gives a socket that joined `group` on one interface what comes by another as well.
+
+    For IPv6 it looks whether the socket has joined the group, and not where (inet6_mc_check in Linux), as soon as
+    anybody on this host has joined on that other interface. Groups of link-local scope are bound to theirs.
+    """
+    return group.table is IPV6 and not group.needs_interface
+
+
+def only_from(group: Group, wanted: Iterable[Interface], program: Program) -> Program:
+    """Return `program` with a refusal in front of what does not come by the interfaces wanted, where that is needed."""
+    if not crosses_interfaces(group):
+        return program
+    indices = [interface.index for interface in wanted]
+    # Classic BPF (linux/filter.h): load the number of the interface, SKF_AD_OFF + SKF_AD_IFINDEX; go on behind the
+    # refusal if it is one of these.
+    code = [(0x20, 0, 0, 0xFFFFF000 + 8)]
+    code += [(0x15, len(indices) - at, 0, index) for at, index in enumerate(indices)]
+    return [*code, (0x06, 0, 0, 0), *(program or [(0x06, 0, 0, 0xFFFFFFFF)])]
+
+
+def confine(opened: socket.socket, group: Group, wanted: Iterable[Interface], program: Program) -> None:
+    """Replace the program of an open receiver, after the interfaces it is wanted on have changed."""
+    if crosses_interfaces(group):
+        _attach(opened, only_from(group, wanted, program))
 
 
 def set_up_receiver(
