@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
+from itertools import chain
 
 from .packets import Link, Packet
 
@@ -31,22 +32,39 @@ _IP_SAME = (0, 2, 3, 6, 7, 8, 9, *range(12, 26))
 class Run:
     """Packets that differ in time and payload only; iterate over it to get them one by one."""
 
-    __slots__ = ("_times", "first", "payloads")
+    __slots__ = ("_payloads", "_records", "_stamps", "_time", "count", "first")
 
-    def __init__(self, first: Packet, payloads: list[bytes], times: Callable[[], list[int]]) -> None:
+    def __init__(
+        self,
+        first: Packet,
+        count: int,
+        payloads: struct.Struct,
+        stamps: struct.Struct,
+        records: memoryview,
+        time: Callable[[int, int], int],
+    ) -> None:
         #: The packet before the run, which is like those in it.
         self.first = first
-        self.payloads = payloads
-        self._times = times
+        #: How many there are.
+        self.count = count
+        self._payloads = payloads
+        self._stamps = stamps
+        self._records = records
+        self._time = time
+
+    def payloads(self) -> list[bytes]:
+        """Return what each packet carries."""
+        return list(chain.from_iterable(self._payloads.iter_unpack(self._records)))
 
     def times(self) -> list[int]:
         """Return when each packet was captured, in nanoseconds since 1970."""
-        return self._times()
+        time = self._time
+        return [time(high, low) for high, low in self._stamps.iter_unpack(self._records)]
 
     def __iter__(self) -> Iterator[Packet]:
         _, source, group, port, _, interface, ttl, length = self.first
         make = tuple.__new__
-        for payload, time in zip(self.payloads, self._times(), strict=True):
+        for payload, time in zip(self.payloads(), self.times(), strict=True):
             yield make(Packet, (payload, source, group, port, time, interface, ttl, length))
 
 
@@ -98,27 +116,27 @@ class Runs:
             self._nothing()
             return None
         after = (at + offset for offset in _IP_SAME)
-        for offset in (*self._same, *range(frame, at), *after, *range(size - self._tail, size)):
+        kinds = () if link.type_at is None else (frame + link.type_at, frame + link.type_at + 1)
+        for offset in (*self._same, *kinds, *after, *range(size - self._tail, size)):
             column = data[stop + offset : stop + count * size : size]
             wanted = data[position + offset : position + offset + 1]
-            alike = len(column) - len(column.lstrip(wanted))
-            if alike < count:
-                count = alike
+            if column != wanted * count:
+                count -= len(column.lstrip(wanted))
                 if count < _SHORTEST:
                     self._nothing()
                     return None
         self._patience = _PATIENCE
-        begin = stop + at + 28
-        length = len(packet.payload)
-        payloads = [data[start : start + length] for start in range(begin, begin + count * size, size)]
+        records = memoryview(data)[stop : stop + count * size]
+        begin, length = at + 28, len(packet.payload)
         order, stamp = self._stamp
-
-        def times() -> list[int]:
-            layout = struct.Struct(f"{order}{stamp}xII{size - stamp - 8}x")
-            records = memoryview(data)[stop : stop + count * size]
-            return [time(high, low) for high, low in layout.iter_unpack(records)]
-
-        return Run(packet, payloads, times)
+        return Run(
+            packet,
+            count,
+            struct.Struct(f"{begin}x{length}s{size - begin - length}x"),
+            struct.Struct(f"{order}{stamp}xII{size - stamp - 8}x"),
+            records,
+            time,
+        )
 
     def _nothing(self) -> None:
         self._wait = self._patience
