@@ -288,8 +288,8 @@ def check_arrival(e: Evidence, explained: Finding | None) -> Finding:
         return _arrives_otherwise(e)
     if _undelivered(e):
         total = _total(_undelivered(e))
-        text = f"{_packets(total)} on the wire in {seconds} s, none delivered"
-        return Finding(name, "warn" if explained is not None else "ok", cause=text)
+        senders = _unique(one.source for one in _undelivered(e))
+        return _ok(name, f"{_packets(total)} on the wire in {seconds} s from {_and(senders[:4])}")
     if e.wire is None:
         looked = "the wire was not looked at, which needs root"
     else:

@@ -268,6 +268,9 @@ def gather(
                 one.group for one in joined if (":" in one.group) == ipv6 and one.group != group.address
             )
             ears.open_others([address for address in others if address != "224.0.0.1"][:16])
+        poller.poll()
+        for table in (ears.narrow, ears.broad, ears.other, *(() if wire is None else (wire.packets,))):
+            table.counts.clear()  # all is counted from here on
         rules_before = kernel.rules() if with_rules else None
         counted = kernel.counters(ipv6)
         dropped = {inode: drops for inode, (_, drops) in kernel.holders().items()}

@@ -1,0 +1,565 @@
+"""What the doctor makes of its evidence, without any network; and what it reads of the kernel and of firewalls."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import struct
+import sys
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from multicast import batch, doctor
+from multicast.doctor import MESSAGES, Diagnosis, checks, firewall, kernel, wire
+from multicast.doctor.evidence import Evidence
+from multicast.doctor.firewall import Match, Rule
+from multicast.doctor.kernel import Bridge, Holder, SourceFilter
+from multicast.doctor.wire import Seen
+from multicast.errors import ArgumentError, GroupError
+from multicast.interfaces import Interface, Membership, Route
+from multicast.sockets import Group
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+LO = Interface(1, "lo", ("127.0.0.1", "::1"), multicast=False, loopback=True, mtu=65536)
+ETH0 = Interface(2, "eth0", ("10.0.0.7", "fe80::7"), mtu=1500)
+ETH1 = Interface(3, "eth1", ("10.0.1.7", "fe80::8"), mtu=1500)
+GROUP = Group("239.1.1.1", 5000)
+HEARD = Seen("eth0", "239.1.1.1", 5000, "10.0.0.5", 1)
+SPECIFIC = replace(GROUP, address="232.1.1.1", sources=("10.0.0.5",))
+PLAYER = Holder("0.0.0.0", 5000, 1000, 77, "player (pid 42)")  # noqa: S104 -- nothing is bound
+#: A host on which nothing happened.
+SILENT = Evidence(
+    group=GROUP,
+    present=(LO, ETH0),
+    route=Route("eth0", "10.0.0.7"),
+    sysctl={"net.ipv4.igmp_max_memberships": 20, "net.core.rmem_max": 212992},
+    versions={"eth0": 3},
+    distributions=("multicast-poller",),
+)
+#: A host on which packets arrive.
+HEALTHY = replace(SILENT, arrived=(HEARD,), anywhere=(HEARD,), wire=(HEARD,))
+#: A host whose kernel drops what is on the wire.
+DROPPED = replace(SILENT, wire=(replace(HEARD, packets=7),))
+DROP = Rule("inet", "f", "in", "drop", "udp dport 5000 drop", "input", matches=(Match("dport", ("5000",)),))
+
+
+def interface(**changes: object) -> tuple[Interface, ...]:
+    return (LO, replace(ETH0, **changes))  # type: ignore[arg-type]
+
+
+# One piece of evidence for each message, and the status it gets.
+CASES: dict[str, tuple[str, Evidence]] = {
+    "zone-missing": ("fail", replace(HEALTHY, group=Group("ff02::77", 5000))),
+    "source-missing": ("fail", replace(SILENT, group=Group("232.1.1.1", 5000))),
+    "none-up": ("fail", replace(SILENT, present=(replace(LO, up=False), replace(ETH0, up=False)))),
+    "interface-down": ("fail", replace(SILENT, present=interface(up=False))),
+    "no-carrier": ("fail", replace(SILENT, present=interface(running=False))),
+    "no-multicast-flag": ("fail", replace(SILENT, present=interface(multicast=False))),
+    "no-address": ("fail", replace(SILENT, present=interface(addresses=("fe80::7",)))),
+    "no-ipv6": ("fail", replace(SILENT, group=Group("ff15::1", 5000), present=interface(addresses=("10.0.0.7",)))),
+    "join-refused": ("fail", replace(SILENT, asked=("eth0",), refused={"eth0": OSError(errno.ENODEV, "")})),
+    "no-route": ("fail", replace(SILENT, route=None)),
+    "route-elsewhere": (
+        "fail", replace(SILENT, present=(LO, ETH0, replace(ETH1, running=False)), route=Route("eth1", None))
+    ),
+    "other-interface": ("fail", replace(SILENT, asked=("eth1",), present=(LO, ETH0, ETH1), anywhere=(HEARD,))),
+    "other-source": ("fail", replace(SILENT, group=replace(GROUP, sources=("10.0.0.9",)), anywhere=(HEARD,))),
+    "other-interface-sent": (
+        "fail",
+        replace(SILENT, asked=("eth1",), present=(LO, ETH0, ETH1), anywhere=(replace(HEARD, source="10.0.0.7"),)),
+    ),
+    "other-port": ("fail", replace(SILENT, wire=(replace(HEARD, port=5001),))),
+    "other-group": ("fail", replace(SILENT, wire=(replace(HEARD, group="239.1.1.2"),))),
+    "unread-port": ("fail", replace(SILENT, wire=None, counters={"Udp:IgnoredMulti": 5})),
+    "behind-router": (
+        "fail",
+        replace(
+            SILENT, group=replace(GROUP, sources=("10.9.0.1",)), back={"10.9.0.1": Route("eth0", None, "10.0.0.1")}
+        ),
+    ),
+    "nothing": ("fail", SILENT),
+    "nothing-container": ("fail", replace(SILENT, container=True)),
+    "no-querier": ("fail", replace(SILENT, bridges=(Bridge("br0", False, ("eth0",), ("eth0",)),))),
+    "ttl-zero": ("warn", replace(HEALTHY, anywhere=(replace(HEARD, ttl=0),))),
+    "ttl-one": ("warn", replace(HEALTHY, anywhere=(replace(HEARD, source="10.0.0.7"),))),
+    "fragments-lost": (
+        "fail", replace(DROPPED, wire=(replace(HEARD, fragmented=True, packets=4),), counters={"Ip:ReasmOKs": 1})
+    ),
+    "fragments-unfinished": ("fail", replace(SILENT, wire=None, counters={"Ip:ReasmReqds": 9})),
+    "bad-checksum": ("fail", replace(DROPPED, counters={"Udp:InCsumErrors": 7})),
+    "strict-reverse-path": (
+        "fail",
+        replace(
+            DROPPED,
+            sysctl={"net.ipv4.conf.all.rp_filter": 1},
+            counters={"TcpExt:IPReversePathFilter": 7},
+            back={"10.0.0.5": Route("eth1", None)},
+        ),
+    ),
+    "loose-reverse-path": (
+        "fail",
+        replace(
+            DROPPED,
+            sysctl={"net.ipv4.conf.eth0.rp_filter": 2},
+            counters={"TcpExt:IPReversePathFilter": 7},
+            back={"10.0.0.5": None},
+        ),
+    ),
+    "reverse-path": (
+        "fail",
+        replace(
+            SILENT,
+            wire=None,
+            sysctl={"net.ipv4.conf.all.rp_filter": 1},
+            counters={"TcpExt:IPReversePathFilter": 7},
+        ),
+    ),
+    "would-be-filtered": (
+        "warn",
+        replace(
+            SILENT,
+            asked=("eth0",),
+            group=replace(GROUP, sources=("10.9.0.1",)),
+            sysctl={"net.ipv4.conf.all.rp_filter": 1},
+            back={"10.9.0.1": None},
+        ),
+    ),
+    "firewall-rule": ("fail", replace(DROPPED, rules=(replace(DROP, packets=9, grew=7),))),
+    "firewall-candidate": ("fail", replace(DROPPED, rules=(DROP,))),
+    "discarded": ("fail", replace(SILENT, wire=None, rules=None,
+                                  counters={"Ip:InReceives": 50, "Ip:InMcastPkts": 50})),
+    "version-forced": (
+        "fail", replace(SILENT, group=SPECIFIC, sysctl={"net.ipv4.conf.eth0.force_igmp_version": 2})
+    ),
+    "version-old": ("fail", replace(SILENT, group=SPECIFIC, versions={"eth0": 2})),
+    "no-query": ("warn", replace(HEALTHY, seconds=140)),
+    "port-held": ("fail", replace(SILENT, refused={"": OSError(errno.EADDRINUSE, "")}, holders=(PLAYER,))),
+    "limit-reached": ("fail", replace(SILENT, refused={"eth0": OSError(errno.ENOBUFS, "")})),
+    "limit-reached-other": (
+        "fail",
+        replace(
+            HEALTHY,
+            holders=(PLAYER,),
+            joined=tuple(Membership("eth0", f"239.2.0.{number}", 1) for number in range(20)),
+        ),
+    ),
+    "loopback-off": (
+        "fail",
+        replace(SILENT, wire=(replace(HEARD, source="10.0.0.7", outgoing=True),), silent=(PLAYER,)),
+    ),
+    "unheard": ("fail", replace(SILENT, wire=(replace(HEARD, source="10.0.0.7", outgoing=True),))),
+    "loopback-perhaps": (
+        "fail",
+        replace(SILENT, wire=None, silent=(PLAYER,), counters={"Ip:OutMcastPkts": 50, "Udp:OutDatagrams": 50}),
+    ),
+    "lo-dead": ("warn", replace(HEALTHY, loopback=False)),
+    "not-delivered": ("fail", DROPPED),
+    "joined-elsewhere": ("fail", replace(HEALTHY, holders=(PLAYER,), joined=(Membership("eth1", "239.1.1.1", 1),))),
+    "joined-for-others": (
+        "fail",
+        replace(
+            HEALTHY,
+            holders=(PLAYER,),
+            joined=(Membership("eth0", "239.1.1.1", 1),),
+            filters=(SourceFilter("eth0", "239.1.1.1", "10.0.0.9", 1, 0),),
+        ),
+    ),
+    "not-joined": ("fail", replace(HEALTHY, holders=(replace(PLAYER, address="239.1.1.1"),))),
+    "joined-other-group": ("warn", replace(HEALTHY, holders=(PLAYER,))),
+    "overflow": (
+        "fail",
+        replace(HEALTHY, holders=(replace(PLAYER, dropped=9),), joined=(Membership("eth0", "239.1.1.1", 1),)),
+    ),
+    "two-packages": ("warn", replace(HEALTHY, distributions=("multicast", "multicast-poller"))),
+    "engine-missing": ("warn", replace(HEALTHY, engine="python", engine_reason="it was not built")),
+}
+
+
+def diagnosis(evidence: Evidence) -> Diagnosis:
+    return Diagnosis(evidence.group, evidence.asked, evidence.seconds, evidence.delivered, checks.judge(evidence))
+
+
+def codes(evidence: Evidence) -> dict[str, str]:
+    return {one.code: one.status for one in checks.judge(evidence) if one.code}
+
+
+# -- judging ---------------------------------------------------------------------------------------------------------
+
+
+def test_there_is_a_case_for_each_message() -> None:
+    assert list(CASES) == list(MESSAGES)
+
+
+@pytest.mark.parametrize("code", CASES)
+def test_a_fault_is_found_and_put_in_words(code: str) -> None:
+    status, evidence = CASES[code]
+    found = [one for one in checks.judge(evidence) if one.code == code]
+    assert [one.status for one in found] == [status]
+    (one,) = found
+    assert one.cause.endswith(".")
+    assert one.fixes
+    assert one.seen
+    assert not re.search(r"[{}]|None", "".join([one.cause, *one.fixes, one.seen]))
+    if status == "fail":
+        fault = diagnosis(evidence).fault
+        assert fault is not None
+        assert fault.code == code  # and nothing else comes before it
+    else:
+        assert one in diagnosis(evidence).warnings
+
+
+@pytest.mark.parametrize("evidence", [
+    HEALTHY,
+    replace(HEALTHY, wire=None, rules=None),
+    replace(HEALTHY, holders=(PLAYER,), joined=(Membership("eth0", "239.1.1.1", 1),)),
+    replace(HEALTHY, present=(LO, ETH0, replace(ETH1, up=False)), bridges=None, loopback=None),
+    replace(HEALTHY, group=Group("232.1.1.1", 5000, (), ("10.0.0.5",))),
+    replace(HEALTHY, bridges=(Bridge("br0", False, ("eth0",)), Bridge("br1", True, ("eth0",), ("eth0",)))),
+    replace(HEALTHY, sysctl={"net.ipv4.conf.all.rp_filter": 1}, back={"10.0.0.5": Route("eth0", None)}),
+    replace(HEALTHY, seconds=140, queriers=(("eth0", "10.0.0.1"),)),
+])
+def test_nothing_is_found_on_a_healthy_host(evidence: Evidence) -> None:
+    assert codes(evidence) == {}
+    assert diagnosis(evidence).healthy
+    assert [one.check for one in checks.judge(evidence)] == list(checks.CHECKS)
+    assert {one.status for one in checks.judge(evidence)} <= {"ok", "skip"}
+    assert all(one.cause for one in checks.judge(evidence))
+
+
+def test_the_first_fault_on_the_way_is_the_cause() -> None:
+    both = replace(SILENT, present=interface(up=False), refused={"": OSError(errno.EADDRINUSE, "")}, holders=(PLAYER,))
+    found = diagnosis(both)
+    assert found.fault is not None
+    assert [one.code for one in found.findings if one.status == "fail"] == ["interface-down", "port-held"]
+    assert found.fault.code == "interface-down"
+
+
+def test_silence_that_is_explained_is_no_fault_of_its_own() -> None:
+    found = {one.check: one for one in checks.judge(replace(SILENT, present=interface(up=False)))}
+    assert (found["arrival"].status, found["arrival"].cause) == ("warn", "0 packets in 5 s; see interface")
+
+
+def test_what_would_stop_packets_is_a_warning_when_they_arrive() -> None:
+    assert codes(replace(HEALTHY, route=None)) == {"no-route": "warn"}
+    assert codes(replace(HEALTHY, asked=("eth0",), present=interface(addresses=("fe80::7",)))) == {"no-address": "warn"}
+
+
+def test_counters_of_other_traffic_explain_no_silence_on_the_wire() -> None:
+    counted = {"TcpExt:IPReversePathFilter": 7, "Udp:InCsumErrors": 7, "Ip:ReasmReqds": 7}
+    silent = replace(SILENT, counters=counted, sysctl={"net.ipv4.conf.all.rp_filter": 1})
+    assert codes(silent) == {"bad-checksum": "warn", "reverse-path": "warn", "nothing": "fail"}
+
+
+def test_packets_that_cannot_be_told_from_igmp_and_from_own_reports_are_no_sign_of_a_firewall() -> None:
+    counted = {"Ip:InReceives": 50, "Ip:InMcastPkts": 8, "Ip:OutMcastPkts": 5}
+    assert codes(replace(SILENT, wire=None, rules=None, counters=counted)) == {"nothing": "fail"}
+
+
+def test_commands_quote_what_shells_would_take_for_patterns() -> None:
+    (found,) = [one for one in checks.judge(replace(SILENT, group=Group("ff15::1", 5000))) if one.code == "nothing"]
+    assert found.fixes == ("multicast send '[ff15::1]:5000' TEXT  # on the sender",)
+
+
+def test_groups_that_routers_keep_on_the_link_need_no_larger_ttl() -> None:
+    local = Group("224.0.0.251", 5353)
+    own = Seen("eth0", "224.0.0.251", 5353, "10.0.0.7", 1)
+    assert codes(replace(HEALTHY, group=local, arrived=(own,), anywhere=(own,))) == {}
+
+
+def test_every_field_of_the_evidence_is_used() -> None:
+    judged = Path(checks.__file__).read_text()
+    unused = [one.name for one in fields(Evidence) if not re.search(rf"\be\.{one.name}\b", judged)]
+    assert unused == []
+
+
+@pytest.mark.parametrize("arguments, error", [
+    ({"group": "10.0.0.1"}, GroupError),
+    ({"group": "239.1.1.1", "wait": 0}, ArgumentError),
+    ({"group": "239.1.1.1", "wait": float("nan")}, ArgumentError),
+    ({"group": "239.1.1.1", "source": "ff02::1"}, GroupError),
+])
+def test_wrong_arguments_are_refused_before_anything_is_opened(
+    arguments: dict[str, object], error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        doctor.diagnose(**arguments)  # type: ignore[arg-type]
+
+
+def test_a_diagnosis_is_frozen() -> None:
+    with pytest.raises(AttributeError):
+        diagnosis(HEALTHY).packets = 0  # type: ignore[misc]
+
+
+# -- the page about it -----------------------------------------------------------------------------------------------
+
+
+def described(text: str) -> str:
+    """A template as the page has it: what is filled in stands in capitals."""
+    return re.sub(r"\{(\w+)\}", lambda match: match[1].upper(), " ".join(text.split()))
+
+
+def test_the_page_has_every_message_and_every_check() -> None:
+    page = (DOCS / "doctor.rst").read_text()
+    flat = " ".join(page.replace("``", "").split())
+    texts = {code: [message.cause, *message.fixes] for code, message in MESSAGES.items()}
+    assert [code for code, parts in texts.items() if any(described(part) not in flat for part in parts)] == []
+    assert [name for name in checks.CHECKS if f"``{name}``" not in page] == []
+    listed = re.findall(r"^   \* - ``([a-z0-9-]+)``$", page, re.MULTILINE)
+    assert [code for code in listed if code in MESSAGES] == list(MESSAGES)
+
+
+# -- what is read ----------------------------------------------------------------------------------------------------
+
+
+def files(**contents: str) -> Callable[[str], str]:
+    return lambda path: contents.get(path.rpartition("/")[2], "")
+
+
+def test_counters_of_both_families_have_the_same_names() -> None:
+    read = files(
+        snmp="Ip: Forwarding InReceives\nIp: 2 7\nUdp: InDatagrams IgnoredMulti\nUdp: 5 2\n",
+        netstat="TcpExt: A IPReversePathFilter\nTcpExt: 0 3\nIpExt: InMcastPkts\nIpExt: 9\n",
+        snmp6="Ip6InReceives \t11\nUdp6IgnoredMulti\t4\nIcmp6InMsgs 3\n",
+    )
+    assert kernel.counters(False, read)["TcpExt:IPReversePathFilter"] == 3
+    assert kernel.counters(False, read)["Ip:InMcastPkts"] == 9
+    assert kernel.counters(False, read)["Udp:IgnoredMulti"] == 2
+    assert kernel.counters(True, read) == {"Ip:InReceives": 11, "Udp:IgnoredMulti": 4}
+
+
+def test_sockets_of_both_families_are_read() -> None:
+    packed = "010101EF" if sys.byteorder == "little" else "EF010101"
+    four = f"  10: {packed}:1388 00000000:0000 07 00000000:00000000 00:00000000 00000000  1000  0 4711 2 0000 12\n"
+    six = f"  11: {'0' * 32}:1389 {'0' * 32}:0000 07 00000000:00000000 00:00000000 00000000  0  0 4712 2 0000 0\n"
+    found = kernel.holders(files(udp="head\n" + four, udp6="head\n" + six))
+    assert found == {
+        4711: (Holder("239.1.1.1", 5000, 1000, 4711), 12),
+        4712: (Holder("::", 5001, 0, 4712), 0),
+    }
+
+
+def test_source_filters_are_read_by_the_number_of_the_interface() -> None:
+    read = files(
+        mcfilter="Idx Device MCA SRC INC EXC\n  2  a-very 0xe8010101 0x0a000005      1      0\n",
+        mcfilter6=f"Idx Device ...\n  3   eth1 {'ff35' + '0' * 27 + '1'} {'fd' + '0' * 29 + '1'} 0 2\n",
+    )
+    assert list(kernel.source_filters({2: "a-very-long-name", 3: "eth1"}, read)) == [
+        SourceFilter("a-very-long-name", "232.1.1.1", "10.0.0.5", 1, 0),
+        SourceFilter("eth1", "ff35::1", "fd00::1", 0, 2),
+    ]
+
+
+def test_igmp_versions_are_read() -> None:
+    igmp = "Idx\tDevice    : Count Querier\n1\tlo  :  1  V3\n\t\t\t\t010000E0     1\n2\ta-long-name:  1  V2\n"
+    assert kernel.versions(files(igmp=igmp)) == {"lo": 3, "a-long-name": 2}
+
+
+def test_powers_are_those_of_the_thread() -> None:
+    assert kernel.powers("CapInh:\t0\nCapEff:\t000001ffffffffff\n") == (True, True)
+    assert kernel.powers("CapEff:\t0000000000002000\n") == (True, False)
+    assert kernel.powers("") == (False, False)
+
+
+def test_bridges_that_snoop_are_read() -> None:
+    links = [
+        {"ifname": "lo"},
+        {"ifname": "br0", "linkinfo": {"info_kind": "bridge", "info_data": {"mcast_snooping": 1, "mcast_querier": 0}}},
+        {"ifname": "p1", "master": "br0", "linkinfo": {"info_slave_data": {"mcast_flood": False}}},
+        {"ifname": "p2", "master": "br0", "linkinfo": {"info_slave_data": {"mcast_flood": True}}},
+        {"ifname": "br1", "linkinfo": {"info_kind": "bridge", "info_data": {"mcast_snooping": 0}}},
+    ]
+    assert kernel.bridges(json.dumps(links)) == (Bridge("br0", False, ("p1", "p2"), ("p1",)),)
+    assert kernel.bridges(None) is None
+    assert kernel.bridges("") == ()
+
+
+def test_programs_are_named_by_their_sockets() -> None:
+    with open("/dev/null") as file:
+        assert kernel.programs([os.fstat(file.fileno()).st_ino]) == {}  # a file is no socket
+    assert kernel.programs([]) == {}
+
+
+def test_why_there_is_no_c_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "ENGINE", "python")
+    monkeypatch.setattr(batch, "__file__", str(tmp_path / "batch.py"))
+    assert "there is no _batch.*.so" in kernel.engine()[1]
+    (tmp_path / "_batch.cpython-27.so").write_bytes(b"")
+    assert "_batch.cpython-27.so is for another Python" in kernel.engine()[1]
+    (tmp_path / "_batch.abi3.so").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "multicast._batch", None)
+    assert "_batch.abi3.so cannot be loaded: " in kernel.engine()[1]
+    monkeypatch.setattr(batch, "ENGINE", "c")
+    assert kernel.engine() == ("c", "")
+
+
+# -- packets on the wire ---------------------------------------------------------------------------------------------
+
+
+def ipv4(payload: bytes, protocol: int = 17, flags: int = 0, ttl: int = 3) -> bytes:
+    addresses = bytes([10, 0, 0, 5]) + bytes([239, 1, 1, 1])
+    return struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(payload), 0, flags, ttl, protocol, 0) + addresses + payload
+
+
+def ipv6(payload: bytes, protocol: int = 17) -> bytes:
+    addresses = bytes.fromhex("fe80" + "0" * 27 + "5" + "ff15" + "0" * 27 + "1")
+    return struct.pack("!IHBB", 6 << 28, len(payload), protocol, 3) + addresses + payload
+
+
+UDP = struct.pack("!HHHH", 4000, 5000, 8, 0)
+
+
+@pytest.mark.parametrize("data, kind, port, fragmented", [
+    (ipv4(UDP), "udp", 5000, False),
+    (ipv4(UDP, flags=0x2000), "udp", 5000, True),
+    (ipv4(UDP, flags=0x0010), "fragment", 0, False),
+    (ipv4(b"\x11\0\0\0", protocol=2), "query", 0, False),
+    (ipv6(UDP), "udp", 5000, False),
+    (ipv6(b"\x11\0\0\x01\0\0\0\0" + UDP, 44), "udp", 5000, True),
+    (ipv6(b"\x11\0\0\x10\0\0\0\0" + UDP, 44), "fragment", 0, False),
+    (ipv6(b"\x3a\0\x05\x02\0\0\0\0" + b"\x82\0\0\0", 0), "query", 0, False),
+])
+def test_packets_are_taken_apart(data: bytes, kind: str, port: int, fragmented: bool) -> None:
+    found = wire.dissect(data)
+    assert found is not None
+    assert (found.kind, found.port, found.fragmented, found.ttl) == (kind, port, fragmented, 3)
+
+
+def test_packets_of_other_protocols_and_to_single_hosts_are_not_for_the_doctor() -> None:
+    assert wire.dissect(ipv4(b"\x16\0\0\0", protocol=2)) is None
+    assert wire.dissect(ipv4(UDP)[:16] + b"\x0a\0\0\7" + UDP) is None
+    assert wire.dissect(ipv6(UDP)[:24] + b"\xfd" + ipv6(UDP)[25:]) is None
+
+
+@given(st.binary(max_size=80))
+@example(b"")
+@example(ipv4(UDP)[:22])
+@example(ipv6(b"\x11", 44))
+def test_no_packet_breaks_the_doctor(data: bytes) -> None:
+    try:
+        wire.dissect(data)
+    except (struct.error, IndexError, ValueError):  # which the reader takes for what it is
+        pass
+
+
+def test_the_table_of_packets_has_a_limit() -> None:
+    table = wire.Table()
+    for number in range(2000):
+        table.add("eth0", "239.1.1.1", 5000, f"10.0.{number // 256}.{number % 256}", 1)
+    assert len(table.seen()) == 512
+
+
+# -- firewalls -------------------------------------------------------------------------------------------------------
+
+FACTS = {
+    "daddr": "239.1.1.1", "saddr": "10.0.0.5", "dport": "5000", "iif": "eth0", "proto": "udp", "family": "ipv4",
+    "state": "new", "type": "multicast",
+}
+
+
+def nft(*entries: dict[str, object]) -> list[Rule]:
+    return firewall.from_nft(json.dumps({"nftables": [{"metainfo": {}}, *entries]}))
+
+
+def chain(name: str = "in", hook: str | None = "input", policy: str = "accept") -> dict[str, object]:
+    base = {"hook": hook, "prio": 0, "policy": policy} if hook else {}
+    return {"chain": {"family": "inet", "table": "f", "name": name, **base}}
+
+
+def rule(*expressions: dict[str, object], chain: str = "in") -> dict[str, object]:
+    return {"rule": {"family": "inet", "table": "f", "chain": chain, "expr": list(expressions)}}
+
+
+def match(right: object, field: str = "daddr", protocol: str = "ip", op: str = "==") -> dict[str, object]:
+    return {"match": {"op": op, "left": {"payload": {"protocol": protocol, "field": field}}, "right": right}}
+
+
+DROPS: dict[str, object] = {"drop": None}
+ACCEPTS: dict[str, object] = {"accept": None}
+
+
+@pytest.mark.parametrize("rules, blocked", [
+    ([chain(), rule(match("239.1.1.1"), DROPS)], "ip daddr 239.1.1.1 drop"),
+    ([chain(), rule(match("239.1.1.2"), DROPS)], None),
+    ([chain(), rule(match({"prefix": {"addr": "224.0.0.0", "len": 4}}), DROPS)], "ip daddr 224.0.0.0/4 drop"),
+    ([chain(), rule(match({"range": [4000, 6000]}, "dport", "udp"), DROPS)], "udp dport 4000-6000 drop"),
+    ([chain(), rule(match({"set": [53, 5000]}, "dport", "udp"), DROPS)], "udp dport { 53, 5000 } drop"),
+    ([chain(), rule(match("239.1.1.1", op="!="), DROPS)], None),
+    ([chain(policy="drop")], "policy drop"),
+    ([chain(policy="drop"), rule(match(5000, "dport", "udp"), ACCEPTS)], None),
+    ([chain(policy="drop"), rule(match("@some", "dport", "udp"), ACCEPTS)], "policy drop"),
+    ([chain(), chain("sub", None), rule({"jump": {"target": "sub"}}), rule(DROPS, chain="sub")], "drop"),
+    ([chain(), chain("sub", None), rule({"jump": {"target": "sub"}}), rule(ACCEPTS, chain="sub"), rule(DROPS)], None),
+    ([chain(), chain("sub", None), rule({"jump": {"target": "sub"}}), rule({"return": None}, chain="sub"),
+      rule(DROPS)], "drop"),
+    ([chain(), rule({"jump": {"target": "in"}})], None),
+    ([chain("out", "output"), rule(DROPS, chain="out")], None),
+])
+def test_the_rule_that_drops_is_found(rules: list[dict[str, object]], blocked: str | None) -> None:
+    found = firewall.blocking(nft(*rules), FACTS)
+    assert (found and found[0].text) == blocked
+
+
+def test_what_is_not_understood_is_a_possibility() -> None:
+    found = firewall.blocking(nft(chain(), rule({"limit": {"rate": 5}}, DROPS)), FACTS)
+    assert found is not None
+    assert found[1] is False
+
+
+def test_a_rule_that_has_counted_goes_before_all_others_and_one_that_has_not_is_out() -> None:
+    before = nft(chain(), rule(DROPS), rule({"counter": {"packets": 3, "bytes": 9}}, match("239.1.1.1"), DROPS))
+    after = nft(chain(), rule({"limit": {}}, DROPS),
+                rule({"counter": {"packets": 8, "bytes": 9}}, match("239.1.1.1"), DROPS))
+    found = firewall.blocking(firewall.grown(before, after), FACTS)
+    assert found is not None
+    assert (found[0].text, found[0].grew) == ("ip daddr 239.1.1.1 drop", 5)
+    assert firewall.blocking(firewall.grown(before[1:2], before[1:2]), FACTS) is None
+
+
+SAVED = """# Generated by iptables-save
+*filter
+:INPUT DROP [5:500]
+:FORWARD ACCEPT [0:0]
+:mine - [0:0]
+[1:10] -A INPUT -i lo -j ACCEPT
+[2:20] -A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+[3:30] -A INPUT -p udp -m udp ! --dport 5000 -j ACCEPT
+[4:40] -A INPUT -m comment --comment "some words" -j mine
+[5:50] -A mine -d 239.0.0.0/8 -m limit --limit 3/min -j LOG --log-prefix "x -j DROP"
+[6:60] -A mine -d 239.1.1.1/32 -p udp -m udp --dport 4000:6000 -j REJECT --reject-with icmp-port-unreachable
+COMMIT
+"""
+
+
+def test_rules_of_iptables_are_understood() -> None:
+    before = firewall.from_save(SAVED, "ip", "iptables")
+    after = firewall.from_save(SAVED.replace("[6:60]", "[9:90]"), "ip", "iptables")
+    found = firewall.blocking(firewall.grown(before, after), FACTS)
+    assert found is not None
+    assert found[0].name == (
+        "iptables, table ip filter, chain mine: -d 239.1.1.1/32 -p udp -m udp --dport 4000:6000 -j REJECT"
+        " --reject-with icmp-port-unreachable"
+    )
+    assert found[0].grew == 3
+    assert found[0].allowing("239.1.1.1", 5000) == "sudo iptables -I mine -d 239.1.1.1 -p udp --dport 5000 -j ACCEPT"
+
+
+def test_the_policy_of_iptables_counts_as_well() -> None:
+    before = firewall.from_save(SAVED.replace("-j REJECT", "-j RETURN"), "ip", "iptables")
+    after = firewall.from_save(SAVED.replace("-j REJECT", "-j RETURN").replace("[5:500]", "[7:700]"), "ip", "iptables")
+    found = firewall.blocking(firewall.grown(before, after), FACTS)
+    assert found is not None
+    assert (found[0].text, found[0].grew) == ("policy DROP", 2)
+
+
+@given(st.text(max_size=200))
+def test_no_output_of_a_firewall_breaks_the_doctor(text: str) -> None:
+    assert isinstance(kernel._understood(firewall.from_nft, text), list)
+    assert isinstance(kernel._understood(firewall.from_save, text, "ip", "iptables"), list)
