@@ -386,8 +386,19 @@ class Multicaster(Dispatcher):
         self._timer = self.poller.call_at(until, self._wake_up)
 
     def _wake_up(self) -> None:
-        if self in self.poller:
-            self.poller.modify(self, select.EPOLLOUT)
+        """Go on after a rest. The socket is writable as a rule, so it is tried before it is watched for that."""
+        if self not in self.poller:
+            return
+        try:
+            self.handle_write()
+        except Exception as error:
+            handler = getattr(self, "handle_error", None)
+            if handler is None:
+                raise
+            handler(error)
+        finally:
+            if self._rest_until == -math.inf and self in self.poller:
+                self.poller.modify(self, select.EPOLLOUT)
 
     def close(self) -> None:
         """Stop sending and close the socket; what was taken from the iterable and not sent is dropped. Idempotent."""
