@@ -987,7 +987,7 @@ class Heard(multicast.MulticastListener):
     """Keeps when, where and what."""
 
     def __init__(self, into: list[tuple[int, str, int, bytes]], ip: str, port: int = PORT) -> None:
-        super().__init__(None, ip, port, 65535, details=True)
+        super().__init__(None, ip, port, 65535, details=True, rcvbuf=1 << 24)
         self._into = into
 
     def handle_packet(self, packet: bytes, addr: Address) -> None:
@@ -1143,6 +1143,24 @@ def test_as_fast_as_can_be_means_at_once_and_in_order(net: testing.Network, path
     assert [packet for *_, packet in heard] == [packet.payload for packet in what]
     assert {when for when, *_ in heard} == {0}
     assert replayer.closed
+
+
+def test_a_file_is_checked_again_when_it_has_changed(path: Path) -> None:
+    written(path, packets(100))
+    with capture.read(path) as reader:
+        assert len(list(reader)) == 100
+        data = bytearray(path.read_bytes())
+        where = data.index(b"packet 50") - 42 + 23  # the protocol in the IP header
+        assert data[where] == 17
+        data[where] = 6
+        path.write_bytes(data)
+        os.utime(path, ns=(1, 1))
+        assert len(list(reader)) == 99
+        assert reader.counts.other == 1
+        data[where] = 17
+        path.write_bytes(data)
+        os.utime(path, ns=(2, 2))
+        assert len(list(reader)) == len(list(reader)) == 100
 
 
 def test_a_file_that_changes_meanwhile_ends_the_replay_with_an_error(net: testing.Network, path: Path) -> None:

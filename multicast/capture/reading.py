@@ -92,7 +92,17 @@ class Reader:
             self.name = str(getattr(path, "name", "the file"))
             self._raw = path
         self._started = False
+        # Runs found before, as long as the file is the same.
+        self._known: dict[int, int] = {}
+        self._version = self._file_version()
         self._reset()
+
+    def _file_version(self) -> tuple[int, int] | None:
+        try:
+            status = os.fstat(self._raw.fileno())
+        except (OSError, ValueError, AttributeError):
+            return None
+        return status.st_mtime_ns, status.st_size
 
     def _reset(self) -> None:
         self._decoder = Decoder()
@@ -145,6 +155,9 @@ class Reader:
             except (OSError, ValueError):
                 raise CaptureError(f"{self.name} cannot be read a second time; save it to a file first") from None
             self._reset()
+            before, self._version = self._version, self._file_version()
+            if before is None or before != self._version:
+                self._known.clear()
         self._started = True
         self._open()
         if not self._fill(4):
@@ -225,7 +238,7 @@ class Reader:
             raise self._fault(f"pcap version {major}.{minor} is unknown; 2.4 is usual", 4)
         link = self._decoder.link(link_type & 0xFFFF)  # the upper half tells of frame check sequences
         decode = link.decode
-        find = Runs(order, 16, tuple(range(8, 16)), 0, 0).find
+        find = Runs(order, 16, tuple(range(8, 16)), 0, 0, self._known).find
 
         def time(seconds: int, fraction: int) -> int:
             return seconds * 1_000_000_000 + fraction * unit
@@ -255,7 +268,7 @@ class Reader:
             if packet is not None:
                 yield packet
                 if data[stop + 8 : stop + 16] == data[position + 8 : position + 16]:
-                    run = find(data, position, stop, packet, link, time)
+                    run = find(data, self._base, position, stop, packet, link, time)
                     if run is not None:
                         self._position = stop + run.count * (stop - position)
                         yield run
@@ -272,7 +285,7 @@ class Reader:
         interfaces: list[_Interface] = self._interfaces
         head = struct.Struct("<IIIIIII")
         tail = struct.Struct("<I")
-        find = Runs("<", 28, (), 12, 4).find
+        find = Runs("<", 28, (), 12, 4, self._known).find
         while True:
             position, data = self._position, self._data
             if position + 32 > len(data):  # as long as a packet block is at least: most need no second look
@@ -285,7 +298,7 @@ class Reader:
             if data[position : position + 4] == b"\x0a\x0d\x0d\x0a":
                 order = self._byte_order()
                 head, tail = struct.Struct(order + "IIIIIII"), struct.Struct(order + "I")
-                find = Runs(order, 28, (*range(12), *range(20, 28)), 12, 4).find
+                find = Runs(order, 28, (*range(12), *range(20, 28)), 12, 4, self._known).find
                 self._dropped += sum(interface.drops for interface in interfaces)
                 interfaces = self._interfaces = []
             kind, length, number, high, low, size, original = head.unpack_from(data, position)
@@ -318,7 +331,7 @@ class Reader:
                 if packet is not None:
                     yield packet
                     if data[stop : stop + 12] == data[position : position + 12]:
-                        run = find(data, position, stop, packet, interface.link, interface.time)
+                        run = find(data, self._base, position, stop, packet, interface.link, interface.time)
                         if run is not None:
                             self._position = stop + run.count * length
                             yield run

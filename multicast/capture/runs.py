@@ -21,6 +21,8 @@ __all__ = ["Run", "Runs"]
 
 # A shorter run is not worth the search, and a longer one does not get cheaper.
 _SHORTEST, _LONGEST = 8, 1024
+# So many runs are remembered for the next time the file is read: some millions of packets, in a few megabytes.
+_KNOWN = 16_384
 # So many packets are passed by after a search that found nothing, doubled each time.
 _PATIENCE, _MOST_PATIENCE = 16, 4096
 
@@ -73,10 +75,14 @@ class Runs:
 
     All places are counted from the start of a record. `frame` is where the frame begins, `same` are the bytes before it
     that a run has in common, and `tail` is how many bytes at the end repeat the length. `stamp` is where the time is,
-    two numbers of 32 bits in the byte order `order`.
+    two numbers of 32 bits in the byte order `order`. `known` are the runs found when the file was read before, the
+    number of packets by the offset in the file; what is found is added.
     """
 
-    def __init__(self, order: str, frame: int, same: tuple[int, ...], stamp: int, tail: int) -> None:
+    def __init__(
+        self, order: str, frame: int, same: tuple[int, ...], stamp: int, tail: int, known: dict[int, int]
+    ) -> None:
+        self._known = known
         self._frame = frame
         self._same = same
         self._stamp = (order, stamp)
@@ -87,13 +93,17 @@ class Runs:
     def find(
         self,
         data: bytes,
+        base: int,
         position: int,
         stop: int,
         packet: Packet,
         link: Link,
         time: Callable[[int, int], int],
     ) -> Run | None:
-        """Return the run that begins after the record between `position` and `stop`, which gave `packet`."""
+        """Return the run that begins after the record between `position` and `stop`, which gave `packet`.
+
+        `base` is the offset of `data` in the file.
+        """
         if self._wait:
             self._wait -= 1
             return None
@@ -115,16 +125,22 @@ class Runs:
         ):
             self._nothing()
             return None
-        after = (at + offset for offset in _IP_SAME)
-        kinds = () if link.type_at is None else (frame + link.type_at, frame + link.type_at + 1)
-        for offset in (*self._same, *kinds, *after, *range(size - self._tail, size)):
-            column = data[stop + offset : stop + count * size : size]
-            wanted = data[position + offset : position + offset + 1]
-            if column != wanted * count:
-                count -= len(column.lstrip(wanted))
-                if count < _SHORTEST:
-                    self._nothing()
-                    return None
+        checked = self._known.get(base + stop, 0)
+        if checked:
+            count = min(count, checked)
+        else:
+            after = (at + offset for offset in _IP_SAME)
+            kinds = () if link.type_at is None else (frame + link.type_at, frame + link.type_at + 1)
+            for offset in (*self._same, *kinds, *after, *range(size - self._tail, size)):
+                column = data[stop + offset : stop + count * size : size]
+                wanted = data[position + offset : position + offset + 1]
+                if column != wanted * count:
+                    count -= len(column.lstrip(wanted))
+                    if count < _SHORTEST:
+                        self._nothing()
+                        return None
+            if len(self._known) < _KNOWN:
+                self._known[base + stop] = count
         self._patience = _PATIENCE
         records = memoryview(data)[stop : stop + count * size]
         begin, length = at + 28, len(packet.payload)
