@@ -161,24 +161,24 @@ def member() -> Iterator[socket.socket]:
 def test_what_is_lost_there_is_told_from_what_is_lost_back() -> None:
     """The responder here is the test's own, and drops what it is told to."""
     bob = Hearing("bob")
-    with member() as ours:
-        with Running("ping", "239.77.9.4:5094", "-c", "5", "--interval", "0.05", "-W", "0.3") as pinging:
-            while True:
-                packet, source = ours.recvfrom(2000)
-                probe = parse(packet)
-                assert probe is not None
-                if probe.sequence == 2:
-                    continue  # lost on its way there
-                assert bob.take(probe)
-                reply = bob.reply(probe, len(packet), 1, 1)
-                if probe.sequence == 3:
-                    continue  # lost on its way back
+    command = ["ping", "239.77.9.4:5094", "-c", "5", "--interval", "0.05", "-W", "0.3"]
+    with member() as ours, Running(*command) as pinging:
+        while True:
+            packet, source = ours.recvfrom(2000)
+            probe = parse(packet)
+            assert probe is not None
+            if probe.sequence == 2:
+                continue  # lost on its way there
+            assert bob.take(probe)
+            reply = bob.reply(probe, len(packet), 1, 1)
+            if probe.sequence == 3:
+                continue  # lost on its way back
+            ours.sendto(reply, source)
+            if probe.sequence == 4:
                 ours.sendto(reply, source)
-                if probe.sequence == 4:
-                    ours.sendto(reply, source)
-                if probe.kind is Kind.ASK:
-                    break
-            code, out, said = pinging.end()
+            if probe.kind is Kind.ASK:
+                break
+        code, out, said = pinging.end()
     assert code == 0
     row = out.splitlines()[-1].split()
     assert (row[1], row[3], row[4], row[5]) == ("bob", "3/5", "40.0%", "1")
