@@ -326,6 +326,18 @@ class MulticastListener(DatagramListener):
     Where the kernel looks into packets, for an expression or a field, they come singly all the same.
 
     Raises `GroupError`, `FilterError`, `ArgumentError`, `InterfaceError`, and `OSError` with advice.
+
+    >>> class Printer(MulticastListener):
+    ...     filter = lambda packet, addr: True
+    ...     def handle_packet(self, packet, addr):
+    ...         print(packet)
+    ...         return True  # stop listening
+    >>> Printer()
+    <Printer 224.0.42.42:4242 on lo...>
+    >>> sendto("test")
+    1
+    >>> poll()
+    b'test'
     """
 
     def __init__(
