@@ -1,6 +1,7 @@
 # make test     run everything that is checked, on every Python here from 3.11 on
 # make demo     see the library work, without a network
 # make docs     build the documentation
+# make man      write the manual page, build/multicast.1
 # make bench    measure
 # make clean    remove what these made
 #
@@ -10,7 +11,7 @@ PYTHONS := $(shell tools/interpreters)
 PYTHON ?= $(firstword $(PYTHONS))
 TOX = .venv/tox/bin/tox run --discover $(PYTHONS)
 
-.PHONY: test demo docs bench clean python
+.PHONY: test demo docs man bench clean python
 
 test: .venv/tox/done
 	$(TOX)
@@ -20,6 +21,10 @@ docs: .venv/tox/done
 
 demo: .venv/demo/done
 	.venv/demo/bin/multicast demo
+
+man: .venv/demo/done
+	mkdir -p build
+	.venv/demo/bin/python tools/manpage > build/multicast.1
 
 # In a network namespace of its own: what is measured are our own packets, and nobody else sees them.
 bench: .venv/demo/done

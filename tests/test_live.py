@@ -12,6 +12,7 @@ import select
 import signal
 import struct
 import subprocess
+import sys
 import termios
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import click
 import helpers
 import netns
 import pytest
@@ -27,7 +29,7 @@ from programs import MULTICAST, Running, environment, events, multicast
 from programs import Running as Program
 
 import multicast as library
-from multicast.cli import COMMANDS, live
+from multicast.cli import COMMANDS, live, output
 from multicast.cli.bench import histogram_lines
 from multicast.cli.report import chart, page
 from multicast.meters import Cell, FlowKey, Meters
@@ -569,3 +571,35 @@ def test_bash_takes_the_script_and_completes_commands_and_options() -> None:
             env=environment(_MULTICAST_COMPLETE="bash_complete", COMP_WORDS=words, COMP_CWORD=str(number))
         )
         assert {line.partition(",")[2] for line in done.stdout.splitlines()} == expected
+
+
+# -- the manual page -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def manual() -> str:
+    tool = Path(__file__).parents[1] / "tools" / "manpage"
+    if not tool.exists():
+        pytest.skip("the tools are not here")
+    return subprocess.run([sys.executable, tool], capture_output=True, text=True, timeout=20, check=True).stdout
+
+
+def test_the_manual_has_every_command_and_option(manual: str) -> None:
+    plain = manual.replace("\\-", "-")
+    context = click.Context(output.program)
+    for name in COMMANDS:
+        assert f".SS multicast {name} " in plain
+        command = output.program.get_command(context, name)
+        assert command is not None
+        for parameter in command.params:
+            if isinstance(parameter, click.Option):
+                assert parameter.opts[0] in plain, f"{name} {parameter.opts}"
+
+
+@pytest.mark.needs_program("groff")
+def test_the_manual_can_be_set(manual: str) -> None:
+    done = subprocess.run(
+        ["groff", "-man", "-Tutf8", "-ww", "-Kutf8"], input=manual, capture_output=True, text=True, timeout=20
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "multicast ping" in re.sub("\x1b\\[[0-9;]*m|.\x08", "", done.stdout)
