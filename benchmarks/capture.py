@@ -11,9 +11,10 @@ Four figures, each on 64-byte packets over lo:
   up.
 * timing: a capture of 10,000 packets a second is replayed; how far from its time each packet was given to the kernel,
   by the replayer's own count, and how far its kernel receive time is from where it ought to be, by a recording of it.
-* speed: the same packets by `sendto`, and by a replayer with speed=math.inf; by the clock, and by the time of the
-  processor, which others on the machine disturb less. The reading of the file before it, which checks it, is given
-  apart.
+* speed: the same packets by `sendto`, and by a replayer with speed=math.inf, while one listener has joined and does not
+  read; and with no listener, where the kernel drops each burst as a whole and sending costs next to nothing. By the
+  clock, and by the time of the processor, which others on the machine disturb less. The reading of the file before it,
+  which checks it, is given apart.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from multicast import Multicaster, MulticastListener, Poller, capture, sendto
+from multicast import MulticastListener, Poller, capture, sendto
 from multicast.batch import ENGINE, Address
 
 GROUP, PORT = "239.77.0.1", 7700
@@ -169,36 +170,38 @@ def timing(folder: Path, rate: int = 10_000, seconds: float = 10) -> dict[str, f
     }
 
 
-class Wild(Multicaster):
-    def __iter__(self):  # type: ignore[no-untyped-def]
-        return iter([PACKET] * 200_000)
-
-
-def speed(folder: Path, count: int = 200_000, rounds: int = 7) -> dict[str, float]:
+def speed(folder: Path, count: int = 200_000, rounds: int = 9) -> dict[str, float]:
     path = made(folder / "speed.pcapng", count, 1000)
-    found: dict[str, list[float]] = {name: [] for name in ("sendto", "replay", "sendto_cpu", "replay_cpu", "check")}
     with capture.read(path) as reader:
         packets = [packet.payload for packet in reader]
-    for _ in range(rounds):
-        begun = time.perf_counter(), time.process_time()
-        sendto(packets, GROUP, PORT, ttl=0)
-        found["sendto"].append(count / (time.perf_counter() - begun[0]))
-        found["sendto_cpu"].append(count / (time.process_time() - begun[1]))
-        with Poller() as poller:
-            checking = time.perf_counter()
-            replayer = capture.Replayer(path, to=GROUP, speed=math.inf, ttl=0, poller=poller)
-            begun = time.perf_counter(), time.process_time()
-            poller.run_until(lambda replayer=replayer: replayer.closed)  # type: ignore[misc]
-            done = time.perf_counter(), time.process_time()
-            assert replayer.statistics().packets == count
-        found["check"].append(count / (begun[0] - checking))
-        found["replay"].append(count / (done[0] - begun[0]))
-        found["replay_cpu"].append(count / (done[1] - begun[1]))
-    result: dict[str, float] = {
-        f"{name}_per_second": round(statistics.median(values)) for name, values in found.items()
-    }
-    result["share"] = round(result["replay_per_second"] / result["sendto_per_second"], 2)
-    result["share_cpu"] = round(result["replay_cpu_per_second"] / result["sendto_cpu_per_second"], 2)
+    result: dict[str, float] = {}
+    for heard in (True, False):
+        found: dict[str, list[float]] = {}
+        with Poller() as idle:
+            if heard:
+                Nothing(ip=GROUP, port=PORT, interface="lo", poller=idle)
+            for _ in range(rounds):
+                begun = time.perf_counter(), time.process_time()
+                sendto(packets, GROUP, PORT, ttl=0)
+                done = time.perf_counter(), time.process_time()
+                found.setdefault("sendto", []).append(count / (done[0] - begun[0]))
+                found.setdefault("sendto_cpu", []).append(count / (done[1] - begun[1]))
+                with Poller() as poller:
+                    checking = time.perf_counter()
+                    replayer = capture.Replayer(path, to=GROUP, speed=math.inf, ttl=0, poller=poller)
+                    begun = time.perf_counter(), time.process_time()
+                    poller.run_until(lambda replayer=replayer: replayer.closed)  # type: ignore[misc]
+                    done = time.perf_counter(), time.process_time()
+                    assert replayer.statistics().packets == count
+                found.setdefault("replay", []).append(count / (done[0] - begun[0]))
+                found.setdefault("replay_cpu", []).append(count / (done[1] - begun[1]))
+                found.setdefault("check", []).append(count / (begun[0] - checking))
+        end = "" if heard else "_unheard"
+        middle = {name: statistics.median(values) for name, values in found.items()}
+        for name in ("sendto", "replay", *(["check"] if heard else [])):
+            result[f"{name}_per_second{end}"] = round(middle[name])
+        result[f"share{end}"] = round(middle["replay"] / middle["sendto"], 2)
+        result[f"share_cpu{end}"] = round(middle["replay_cpu"] / middle["sendto_cpu"], 2)
     return result
 
 
