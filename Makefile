@@ -27,8 +27,9 @@ man: .venv/demo/done
 	.venv/demo/bin/python tools/manpage > build/multicast.1
 
 # In a network namespace of its own: what is measured are our own packets, and nobody else sees them.
-bench: .venv/demo/done
-	.venv/demo/bin/python tests/netns.py .venv/demo/bin/python benchmarks/run.py
+# The charts and the table of the documentation are made anew; `make bench BENCH=--quick` takes a minute.
+bench: .venv/bench/done
+	.venv/bench/bin/python tests/netns.py .venv/bench/bin/python benchmarks/run.py --charts docs/charts $(BENCH)
 
 .venv/tox/done: | python
 	$(PYTHON) -m venv .venv/tox
@@ -39,6 +40,16 @@ bench: .venv/demo/done
 .venv/demo/done: setup.cfg setup.py $(wildcard multicast/*.c) | python
 	$(PYTHON) -m venv .venv/demo
 	.venv/demo/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[cli]'
+	touch $@
+
+# With the peers that are measured, and the C module, which is what most of it is about.
+.venv/bench/done: setup.cfg setup.py benchmarks/requirements.txt $(wildcard multicast/*.c) | python
+	$(PYTHON) -m venv .venv/bench
+	MULTICAST_REQUIRE_EXT=1 .venv/bench/bin/python -m pip install --quiet --disable-pip-version-check --editable .
+	for peer in $$(sed 's/#.*//' benchmarks/requirements.txt); do \
+	    .venv/bench/bin/python -m pip install --quiet --disable-pip-version-check "$$peer" \
+	    || echo "$$peer cannot be installed here, and is left out"; \
+	done
 	touch $@
 
 python:

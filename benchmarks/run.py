@@ -289,6 +289,29 @@ class Bench:
         for name in sorted(found, key=found.__getitem__):
             self.row(f"receive: {name}", found[name], "ns/packet", *wanted.get(name, [("floor", floor, None)]))
 
+    def awaited(self) -> None:
+        count, rounds = (1000, 12) if self.quick else (2000, 40)
+        no_mmap = {"MALLOC_MMAP_THRESHOLD_": str(64 << 20)}
+        kinds = {
+            "listen": "async for over aio.listen",
+            "listen-uvloop": "async for over aio.listen, uvloop",
+            "queue": "asyncio endpoint and queue",
+            "endpoint": "aio.create_multicast_endpoint",
+            "endpoint-uvloop": "aio.create_multicast_endpoint, uvloop",
+            "protocol": "asyncio endpoint",
+        }
+        # Without mmap asyncio's own endpoint is several times faster; it is compared at its best.
+        peers = [self.peer("awaited", kind, count, name=name, env=no_mmap) for kind, name in kinds.items()]
+        found = self.alternate(
+            peers, rounds, lambda peer: self.fill(peer.port, [bytes(SIZE)] * count), lambda peer: count
+        )
+        wanted = {
+            kinds["listen"]: ("endpoint and queue", found.get(kinds["queue"]), at_least(2)),
+            kinds["endpoint"]: ("asyncio endpoint", found.get(kinds["protocol"]), at_least(3)),
+        }
+        for name in sorted(found, key=found.__getitem__):
+            self.row(f"awaited: {name}", found[name], "ns/packet", *([wanted[name]] if name in wanted else []))
+
     def receive_lcm(self) -> None:
         count, rounds = (500, 10) if self.quick else (1000, 30)
         found = self.peer("lcm", "lcm", count, name="LCM (its thread reads the socket meanwhile)")
@@ -458,6 +481,7 @@ class Bench:
 
 SECTIONS: dict[str, Callable[[Bench], None]] = {
     "receive": Bench.receive,
+    "awaited": Bench.awaited,
     "lcm": Bench.receive_lcm,
     "filter": Bench.filters,
     "send": Bench.sending,
@@ -518,7 +542,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer rounds: about a minute, and noisier")
     parser.add_argument("--only", action="append", choices=sorted(SECTIONS), help="one part (repeatable)")
     parser.add_argument("--json", type=Path, help="where to write the figures")
-    parser.add_argument("--charts", type=Path, help="the directory to draw charts in")
+    parser.add_argument("--charts", type=Path, help="the directory for charts, the table and the figures")
     arguments = parser.parse_args()
     about = machine()
     bench = Bench(arguments.quick)
@@ -529,8 +553,9 @@ def main() -> None:
             SECTIONS[name](bench)
     finally:
         bench.close()
-    print(f"{about['processor']}, {about['cores']} cores, Linux {about['kernel']}, Python {about['python']}\n")
-    print(show(bench.rows))
+    where = f"{about['processor']}, {about['cores']} cores, Linux {about['kernel']}, Python {about['python']}"
+    table = f"{where}\n\n{show(bench.rows)}\n"
+    print(table)
     for note in bench.notes:
         print(f"\nNote: {note}")
     print(f"\n{time.monotonic() - started:.0f} s; load before: {about['load before']}")
@@ -540,6 +565,9 @@ def main() -> None:
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
     if arguments.charts:
+        arguments.charts.mkdir(parents=True, exist_ok=True)
+        (arguments.charts / "table.txt").write_text(table)
+        (arguments.charts / "figures.json").write_text(json.dumps(result, indent=1) + "\n")
         try:
             import charts
         except ImportError as error:
