@@ -366,6 +366,75 @@ def idle(kind: str, group: str, port: int, count: int) -> None:
     print(int(seconds * 1e9), max(wakes, 0), 0, flush=True)
 
 
+def awaited(kind: str, group: str, port: int, count: int) -> None:
+    """What asyncio programs do: packets by ``async for`` or from a queue, or a protocol's method."""
+    import asyncio
+
+    from multicast import aio
+
+    loop = asyncio.new_event_loop()
+    if "uvloop" in kind:
+        import uvloop
+
+        loop = uvloop.new_event_loop()
+    asyncio.set_event_loop(loop)
+
+    class Counter(asyncio.DatagramProtocol):
+        left = 0
+        queue: asyncio.Queue[Any] | None = None
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self.opened = transport.get_extra_info("socket")
+
+        def datagram_received(self, data: bytes, addr: object) -> None:
+            if self.queue is not None:
+                self.queue.put_nowait((data, addr))
+                return
+            self.left -= 1
+            if not self.left:
+                self.done.set_result(None)
+
+    async def counted(counter: Counter) -> None:
+        counter.left, counter.done = count, loop.create_future()
+        await counter.done
+
+    async def taken(counter: Counter) -> None:
+        assert counter.queue is not None
+        for _ in range(count):
+            await counter.queue.get()
+
+    async def iterated(packets: aio.Packets) -> None:
+        left = count
+        async for _ in packets:
+            left -= 1
+            if not left:
+                break
+
+    async def set_up() -> tuple[Callable[[], Any], Callable[[], int]]:
+        if kind.startswith("listen"):
+            packets = await aio.listen(group, port, interface="lo", rcvbuf=_RCVBUF).__aenter__()
+            return lambda: iterated(packets), lambda: packets.statistics().dropped
+        if kind.startswith("endpoint"):
+            _, counter = await aio.create_multicast_endpoint(Counter, group, port, interface="lo", rcvbuf=_RCVBUF)
+            await asyncio.sleep(0.01)
+            return lambda: counted(counter), lambda: drops(counter.opened)
+        opened = plain_socket(group, port)
+        _, counter = await loop.create_datagram_endpoint(Counter, sock=opened)
+        if kind.startswith("queue"):
+            counter.queue = asyncio.Queue()
+            return lambda: taken(counter), lambda: drops(opened)
+        return lambda: counted(counter), lambda: drops(opened)
+
+    work, dropped = loop.run_until_complete(set_up())
+
+    def drain() -> tuple[int, int]:
+        start = time.perf_counter_ns()
+        loop.run_until_complete(work())
+        return time.perf_counter_ns() - start, count
+
+    rounds(drain, dropped)
+
+
 ROLES: dict[str, Callable[[str, str, int, int], None]] = {
     "ours": ours,
     "many": many,
@@ -373,6 +442,7 @@ ROLES: dict[str, Callable[[str, str, int, int], None]] = {
     "asyncio": on_asyncio,
     "uvloop": on_asyncio,
     "twisted": on_twisted,
+    "awaited": awaited,
     "multicast_expert": on_multicast_expert,
     "lcm": on_lcm,
     "send": send,
