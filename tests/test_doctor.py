@@ -244,12 +244,30 @@ def test_the_first_fault_on_the_way_is_the_cause() -> None:
 
 def test_silence_that_is_explained_is_no_fault_of_its_own() -> None:
     found = {one.check: one for one in checks.judge(replace(SILENT, present=interface(up=False)))}
-    assert (found["arrival"].status, found["arrival"].cause) == ("warn", "0 packets in 5 s; see interface")
+    assert found["arrival"].status == "warn"
+    assert found["arrival"].cause == "0 packets in 5 s; nothing for it on the wire; see interface"
 
 
 def test_what_would_stop_packets_is_a_warning_when_they_arrive() -> None:
     assert codes(replace(HEALTHY, route=None)) == {"no-route": "warn"}
     assert codes(replace(HEALTHY, asked=("eth0",), present=interface(addresses=("fe80::7",)))) == {"no-address": "warn"}
+
+
+def test_what_could_not_be_listened_to_is_not_called_silent() -> None:
+    held = replace(SILENT, wire=None, rules=None, refused={"": OSError(errno.EADDRINUSE, "")})
+    found = {one.check: one.status for one in checks.judge(held)}
+    assert found["port"] == "fail"
+    assert [found[name] for name in ("arrival", "membership", "delivery", "firewall")] == ["skip"] * 4
+
+
+def test_an_interface_that_goes_while_it_is_looked_at_is_told() -> None:
+    (found,) = [one for one in checks.judge(replace(SILENT, asked=("eth9",))) if one.status == "fail"]
+    assert (found.code, found.cause) == ("join-refused", "239.1.1.1 cannot be joined on eth9: it is gone.")
+
+
+def test_a_route_that_keeps_the_group_on_this_host_is_told() -> None:
+    assert codes(replace(SILENT, route=Route("lo", None))) == {"route-elsewhere": "warn", "nothing": "fail"}
+    assert codes(replace(HEALTHY, route=Route("lo", None))) == {}
 
 
 def test_counters_of_other_traffic_explain_no_silence_on_the_wire() -> None:

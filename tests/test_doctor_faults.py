@@ -133,6 +133,11 @@ def warning(diagnosis: Diagnosis, code: str) -> Finding:
     return found
 
 
+def warnings(diagnosis: Diagnosis) -> list[str]:
+    """The codes of the warnings, but for the one of an installation without the C module."""
+    return [one.code for one in diagnosis.warnings if one.code != "engine-missing"]
+
+
 def no_alarm(diagnosis: Diagnosis) -> None:
     alarms = [one for one in diagnosis.findings if one.status not in ("ok", "skip") and one.code != "engine-missing"]
     assert alarms == []
@@ -200,7 +205,7 @@ def test_no_route_and_no_interface_named(scene: Scene) -> None:
     assert finding(scene.look(bob, interface="vb"), "route").status == "ok"
     arriving = scene.look(bob, TARGET, scene.sender(alice))
     assert arriving.healthy
-    assert [one.code for one in arriving.warnings] == ["no-route"]
+    assert warnings(arriving) == ["no-route"]
 
 
 @pytest.mark.parametrize("named", [True, False])
@@ -234,7 +239,7 @@ def test_no_address(scene: Scene) -> None:
     bob.ip("address del 10.99.0.2/24 dev vb")
     found = fault(scene.look(bob, interface="vb"))
     assert found.code == "no-address"
-    assert "no-address" in [one.code for one in scene.look(bob, TARGET, scene.sender(alice), interface="vb").warnings]
+    assert warnings(scene.look(bob, TARGET, scene.sender(alice), interface="vb")) == ["no-address"]
 
 
 def test_no_ipv6(scene: Scene) -> None:
@@ -409,7 +414,7 @@ def test_the_sender_s_ttl_does_not_cross_a_router(scene: Scene) -> None:
     diagnosis = scene.look(alice, TARGET, scene.sender(alice, ttl=1))
     assert diagnosis.healthy
     assert "TTL 1 by va" in warning(diagnosis, "ttl-one").cause
-    assert scene.look(alice, TARGET, scene.sender(alice, ttl=2)).warnings == ()
+    assert warnings(scene.look(alice, TARGET, scene.sender(alice, ttl=2))) == []
 
 
 @contextmanager
@@ -495,7 +500,7 @@ def test_igmp_forced_to_version_2(scene: Scene) -> None:
     assert (found.code, found.fixes) == ("version-forced", ("sudo sysctl -w net.ipv4.conf.vb.force_igmp_version=0",))
     diagnosis = scene.look(bob, target, scene.sender(alice, f"232.1.1.1:{PORT}"), interface="vb")
     assert diagnosis.healthy
-    assert [one.code for one in diagnosis.warnings] == ["version-forced"]
+    assert warnings(diagnosis) == ["version-forced"]
     no_alarm(scene.look(bob, TARGET, scene.sender(alice)))  # other groups do without
 
 

@@ -56,6 +56,8 @@ def doctor(
 
     Exit code 0 when no fault was found, 1 when one was, 3 when the system refused to let it look.
     """
+    if not deadline:
+        raise click.UsageError("-w must be more than 0 seconds: what happens in no time cannot be seen")
     watch = _Watch(out, group, deadline)
     try:
         diagnosis = diagnose(

@@ -10,6 +10,7 @@ in its place on the way.
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import shlex
 from collections.abc import Callable, Iterable
@@ -24,6 +25,8 @@ from .messages import MESSAGES, Finding, Status
 from .wire import Seen
 
 __all__ = ["CHECKS", "judge"]
+
+_EADDRINUSE, _ENOBUFS = errno.EADDRINUSE, errno.ENOBUFS
 
 def _found(check: str, status: Status, code: str, seen: str = "", **words: object) -> Finding:
     cause, fixes = MESSAGES[code]
@@ -237,18 +240,17 @@ def check_interface(e: Evidence) -> Finding:
     if bad and (e.asked or (len(bad) == len(wanted) and not e.delivered)):
         one, code = bad[0]
         return _found("interface", status, code, _state(one), **{**_words(e), "interface": one.name})
-    for name in e.asked:
-        if name in e.refused and e.refused[name].errno != _ENOBUFS:
-            one = next(one for one in wanted if one.name == name)
-            words = {**_words(e), "interface": name, "reason": reason(e.refused[name])}
-            return _found("interface", "fail", "join-refused", _state(one), **words)
+    why = {name: reason(error) for name, error in e.refused.items() if error.errno not in (_ENOBUFS, _EADDRINUSE)}
+    why |= {name: "it is gone" for name in e.asked if name not in [one.name for one in e.present]}
+    for name in (*e.asked, ""):
+        if name in why:
+            states = "; ".join(map(_state, wanted)) or "it was there when the look began"
+            words = {**_words(e), "interface": name or "any interface", "reason": why[name]}
+            return _found("interface", "fail", "join-refused", states, **words)
     good = [one for one in wanted if one not in [each for each, _ in bad]]
     notes = [f"{one.name} {_SHORT[code]}" for one, code in bad]
     text = "; ".join([*map(_state, good[:4]), *notes[:4]])
     return _ok("interface", text or "only lo, which stays on this host")
-
-
-_ENOBUFS = 105
 
 
 def check_route(e: Evidence) -> Finding:
@@ -263,6 +265,9 @@ def check_route(e: Evidence) -> Finding:
     one = next((one for one in e.present if one.name == e.route.interface), None)
     code = None if one is None else _problem(e, one)
     others = any(_problem(e, each) is None for each in _outer(e))
+    if one is not None and one.loopback and others and not e.delivered:
+        words = {**_words(e), "routed": one.name, "problem": "stays on this host"}
+        return _found("route", "warn", "route-elsewhere", f"the route leads to {one.name}", **words)
     if one is not None and code is not None and others and not e.delivered:
         words = {**_words(e), "routed": one.name, "problem": _SHORT[code]}
         return _found("route", "fail", "route-elsewhere", f"the route leads to {one.name}", **words)
@@ -290,6 +295,8 @@ def check_arrival(e: Evidence, explained: Finding | None) -> Finding:
         total = _total(_undelivered(e))
         senders = _unique(one.source for one in _undelivered(e))
         return _ok(name, f"{_packets(total)} on the wire in {seconds} s from {_and(senders[:4])}")
+    if "" in e.refused and not e.wire:
+        return _skip(name, "the group could not be joined")
     if e.wire is None:
         looked = "the wire was not looked at, which needs root"
     else:
@@ -298,7 +305,7 @@ def check_arrival(e: Evidence, explained: Finding | None) -> Finding:
     incoming = [one for one in e.wire or () if not one.outgoing]
     # A silence that has another reason is that check's matter.
     if explained is not None:
-        return Finding(name, "warn", cause=f"0 packets in {seconds} s; see {explained.check}")
+        return Finding(name, "warn", cause=f"{seen}; see {explained.check}")
     ports = [one for one in incoming if one.group == e.group.address and one.port != e.group.port]
     if ports:
         numbers, there = _unique(str(one.port) for one in ports), _and(_unique(one.interface for one in ports))
@@ -562,9 +569,6 @@ def check_port(e: Evidence) -> Finding:
     return _ok("port", f"{e.group.port} is shared with {_holders(e, e.holders)}")
 
 
-_EADDRINUSE = 98
-
-
 def _kernel_joins(address: str) -> bool:
     return address in ("224.0.0.1", "ff01::1", "ff02::1") or address.startswith("ff02::1:ff")
 
@@ -578,14 +582,14 @@ def check_membership(e: Evidence) -> Finding:
             where = f" on {name}" if name else ""
             seen = f"joining{where} failed with ENOBUFS; net.ipv4.igmp_max_memberships = {limit}"
             return _found("membership", "fail", "limit-reached", seen, **words)
+    if e.refused and not e.delivered:
+        return _skip("membership", "the group could not be joined")
     if e.family == "IPv6":
         return _ok("membership", "joined; IPv6 sets no limit")
     pairs = [(one.interface, one.group) for one in e.joined if ":" not in one.group and not _kernel_joins(one.group)]
     if e.holders and limit and len(pairs) == limit and e.group.address not in [group for _, group in pairs]:
         seen = f"{len(pairs)} memberships, none of {e.group.address}; net.ipv4.igmp_max_memberships = {limit}"
         return _found("membership", "fail", "limit-reached-other", seen, **{**words, "program": _holders(e, e.holders)})
-    if any(error.errno != _EADDRINUSE for error in e.refused.values()) and not e.delivered:
-        return _skip("membership", "the group could not be joined; see interface")
     return _ok("membership", f"joined; {limit} for each socket at most" if limit else "joined")
 
 

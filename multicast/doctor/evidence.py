@@ -125,6 +125,7 @@ class _Ear(MulticastListener):
         super().__init__(mtu=1, details=True, **options)
 
     def handle_packet(self, packet: bytes, addr: Address) -> object:
+        # With details the kernel tells all of these.
         self._table.add(addr.interface or "?", addr.group or "?", self.group.port, addr.host, addr.ttl or 0)
         return False
 

@@ -116,7 +116,7 @@ MESSAGES: dict[str, Message] = {
     "nothing-container": Message(
         "Nothing for {target} reached this host in {seconds} s. This host is a container, and the usual bridge"
         " network of containers does not pass multicast.",
-        ("docker run --network host IMAGE",),
+        ("docker run --network host IMAGE", "multicast send {target} TEXT  # on the sender"),
     ),
     # bridge
     "no-querier": Message(
@@ -201,7 +201,7 @@ MESSAGES: dict[str, Message] = {
     # port
     "port-held": Message(
         "Port {port} is held by {program}, which does not share it.",
-        ("ss -ulnp 'sport = :{port}'",),
+        ("sudo ss -ulnp 'sport = :{port}'",),
     ),
     # membership
     "limit-reached": Message(
