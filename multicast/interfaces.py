@@ -171,6 +171,13 @@ class Watch:
         """Stop watching. Idempotent."""
         self._socket.close()
 
+    def __del__(self) -> None:
+        # Forgotten with its poller and all its listeners, in an order in which none of them could close it.
+        try:
+            self._socket.close()
+        except AttributeError:  # the constructor failed
+            pass
+
 
 def listing() -> str:
     """Return the names and addresses of the interfaces in one line, for messages."""
