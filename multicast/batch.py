@@ -325,16 +325,16 @@ def _detailed(reader: Reader, sockaddr: tuple[Any, ...], ancillary: list[tuple[i
             seconds, nanoseconds = _TIMESPEC.unpack(data)
             timestamp = seconds * 1_000_000_000 + nanoseconds
         elif level == socket.IPPROTO_IP:
-            if kind == socket.IP_TTL:
+            if kind == socket.IP_TTL and len(data) >= _INT.size:
                 (ttl,) = _INT.unpack_from(data)
-            elif kind == _IP_PKTINFO:
+            elif kind == _IP_PKTINFO and len(data) >= 12:
                 # struct in_pktinfo: arrival interface, the local address, the destination in the header.
                 interface = _name(reader, _INT.unpack_from(data)[0])
                 group = socket.inet_ntop(socket.AF_INET, data[8:12])
         elif level == socket.IPPROTO_IPV6:
-            if kind == socket.IPV6_HOPLIMIT:
+            if kind == socket.IPV6_HOPLIMIT and len(data) >= _INT.size:
                 (ttl,) = _INT.unpack_from(data)
-            elif kind == socket.IPV6_PKTINFO:
+            elif kind == socket.IPV6_PKTINFO and len(data) >= 20:
                 interface = _name(reader, _INT.unpack_from(data, 16)[0])
                 group = socket.inet_ntop(socket.AF_INET6, data[:16])
     return Address(sockaddr, group, interface, ttl, timestamp)
