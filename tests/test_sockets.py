@@ -113,6 +113,10 @@ def test_a_group_is_understood_as_people_write_it(
         "http://239.1.1.1",
         "239.1.1.1/8",
         "²39.1.1.1",
+        "239.1.1.1:5000%eth\x1b0",
+        "239.1.1.1:5000%eth 0",
+        "udp://239.1.1.1:5000?localaddr=a%2Cb",
+        "udp://239.1.1.1:5000?localaddr=a%3Fb",
     ],
 )
 def test_what_is_not_a_group_is_refused(text: str) -> None:

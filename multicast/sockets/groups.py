@@ -254,7 +254,7 @@ class Group(Endpoint):
         a well-known name (``mdns``, ``sacn/7``; see `NAMES`) in place of address and port; ``:PORT`` alone for the
         default group, nothing at all for the default group and port; and addresses as VLC and ffmpeg write them,
         ``udp://@239.1.1.1:5000?localaddr=10.0.0.5``, of which the part that names interface and sources counts.
-        Raises `GroupError`.
+        Raises `GroupError`, and `ArgumentError` for a port out of range.
 
         >>> Group.parse("10.0.0.5@232.1.1.1:5000%eth0")
         Group(address='232.1.1.1', port=5000, interfaces=('eth0',), sources=('10.0.0.5',))
@@ -281,11 +281,16 @@ class Group(Endpoint):
         zones = [name for name in (inner or zone or "").split(",") if name]
         for key in ("iface", "interface", "localaddr"):
             zones += options.get(key, [])
+        for name in zones:
+            if not name.isprintable() or _NO_NAME.search(name):
+                raise GroupError(f"{name!r} in {text!r} does not name an interface")
         for key in ("source", "sources"):
             sources += [source for value in options.get(key, []) for source in value.split(",")]
         return cls(host or DEFAULT_IP, port, tuple(zones), tuple(sources))
 
 
+# What the kernel allows in no name, and what has a meaning in the text of a group.
+_NO_NAME = re.compile(r"[\s/,%@?]")
 _URL = re.compile(r"^(?:udp|rtp)://", re.IGNORECASE)
 _GROUP = re.compile(
     r"""(?: \[ (?P<host6> [^\]]+ ) \]        # [IPv6], with or without a zone inside
