@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,44 @@ def test_k9_an_error_that_waits_at_a_socket_wakes_a_sender_once_and_not_for_ever
         sender.close()
 
 
+def test_k10_an_error_without_an_entry_in_the_queue_is_taken_and_ends_the_wakeups(
+    wire: tuple[netns.Host, Keeper], poller: Poller
+) -> None:
+    """A packet socket whose link goes down (packet(7)): EPOLLERR, and nothing to be read from the queue of errors."""
+    alice, _ = wire
+
+    class Frames:
+        def __init__(self) -> None:
+            self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.htons(3))
+            self.socket.bind(("va", 3))
+            self.calls = 0
+
+        def fileno(self) -> int:
+            return self.socket.fileno()
+
+        def handle_read(self) -> None:
+            self.calls += 1
+            multicast.batch.drain_errors(self.socket)
+            try:
+                while True:
+                    self.socket.recv(65536)
+            except BlockingIOError:
+                pass
+
+    with alice.inside():
+        frames = Frames()
+    with frames.socket:
+        poller.register(frames)
+        alice.ip("link set va down")
+        settle(poller, lambda: frames.calls)
+        turns(poller, 20)
+        woken = frames.calls
+        turns(poller, 50)
+        assert frames.calls == woken
+        assert frames.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+        poller.unregister(frames)
+
+
 def test_k11_the_limit_of_memberships_is_named(lab: netns.Lab) -> None:
     alice, bob = lab.host("alice"), lab.host("bob")
     for number in range(3):
@@ -277,3 +316,18 @@ def test_k16_an_empty_datagram_is_a_datagram(poller: Poller) -> None:
         Script([b"", b"end"], GROUP, PORT, poller=poller)
         settle(poller, lambda: b"end" in keeper.packets)
         assert keeper.packets == [b"", b"x", b"", b"", b"end"]
+
+
+def test_k17_the_time_of_the_first_packet_lies_between_sending_and_reading(poller: Poller) -> None:
+    """Where nobody on the host had asked for times before, the kernel may give the first packets that of reading."""
+    with Keeper(ip=GROUP, port=PORT, details=True, poller=poller) as keeper:
+        times = [time.time_ns()]
+        for number in range(5):
+            multicast.sendto(str(number), GROUP, PORT)
+            times.append(time.time_ns())
+        settle(poller, lambda: len(keeper.packets) == 5)
+        stamps = [addr.timestamp for addr in keeper.addrs]
+        for before, stamp in zip(times, stamps, strict=False):
+            assert stamp is not None
+            assert before <= stamp <= time.time_ns()
+        assert stamps == sorted(stamps, key=lambda stamp: stamp or 0)

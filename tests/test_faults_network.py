@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -213,6 +214,48 @@ def test_n17_a_route_that_moves_does_not_move_a_pinned_sender(lab: netns.Lab, po
         multicast.sendto("3", GROUP, PORT)
         settle(poller, lambda: len(right.packets) >= 2 and wrong.packets)
         assert (right.packets, wrong.packets) == ([b"1", b"2"], [b"3"])
+
+
+def test_n18_a_snooping_switch_with_a_querier_passes_packets_to_members_alone(
+    lab: netns.Lab, poller: Poller
+) -> None:
+    switch = lab.host("switch")
+    # Short intervals, and before the querier begins; in hundredths of a second (ip-link(8)).
+    intervals = (
+        "mcast_snooping 1 mcast_query_response_interval 50 mcast_startup_query_interval 50"
+        " mcast_last_member_interval 20 mcast_query_interval 100 mcast_membership_interval 500"
+        " mcast_querier_interval 500"
+    )
+    switch.ip(f"link add br0 type bridge {intervals}", "link set br0 up", "address add 10.99.0.9/24 dev br0")
+    alice, bob, carol = (lab.host(name) for name in ("alice", "bob", "carol"))
+    for number, host in enumerate((alice, bob, carol), 1):
+        switch.ip(f"link add p{number} type veth peer name v0 netns {host.path}", f"link set p{number} master br0 up")
+        # What is not known to have members goes nowhere, so nothing can come by flooding.
+        switch.ip(f"link set p{number} type bridge_slave mcast_flood off")
+        host.ip(f"address add 10.99.0.{number}/24 dev v0", "link set v0 up", "route add 224.0.0.0/4 dev v0")
+    with carol.inside():
+        stranger = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.htons(0x0800))
+        stranger.bind(("v0", 0x0800))
+    with bob.inside():
+        keeper = Keeper(ip=GROUP, port=PORT, interface="v0", poller=poller)
+    with stranger, keeper:
+        switch.ip("link set br0 type bridge mcast_querier 1")
+
+        for _ in range(1000):  # the querier takes its time to learn who is a member
+            with alice.inside():
+                multicast.sendto("there?", GROUP, PORT, interface="v0")
+            poller.poll(0.02)
+            if keeper.packets:
+                break
+        with alice.inside():
+            multicast.sendto(numbered(200), GROUP, PORT, interface="v0")
+        settle(poller, lambda: b"00199" in keeper.packets)
+        assert numbers(keeper) == list(range(200))
+        frames = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                frames.append(stranger.recv(65536))
+        assert [frame for frame in frames if frame.endswith(b"00199") or b"there?" in frame] == []
 
 
 def test_n20_a_member_that_is_killed_is_no_member(hosts: tuple[netns.Host, netns.Host]) -> None:

@@ -1148,6 +1148,33 @@ def test_poll_waits_no_longer_than_told(poller: Poller, pair: Callable[..., Pair
     poller.poll(0.001)
 
 
+def test_waits_below_a_millisecond_are_waits_and_not_turns_without_end(
+    poller: Poller, pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poller.register(pair())
+    waits = 0
+    wait = Poller._wait
+
+    def counted(self: Poller, timeout: float | None) -> Any:
+        nonlocal waits
+        waits += 1
+        return wait(self, timeout)
+
+    monkeypatch.setattr(Poller, "_wait", counted)
+    begin = time.monotonic()
+    for _ in range(20):
+        poller.poll(0.0003)
+    assert time.monotonic() - begin >= 20 * 0.0003
+    waits = 0
+    for _ in range(20):
+        due = time.monotonic() + 0.0003
+        timer = poller.call_later(0.0003, int)
+        while timer.active:
+            poller.poll(None)
+        assert time.monotonic() >= due
+    assert waits <= 60
+
+
 def test_run_until_asks_before_it_waits(poller: Poller) -> None:
     poller.run_until(lambda: True)
     done: list[int] = []
