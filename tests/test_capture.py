@@ -1406,6 +1406,20 @@ def test_record_says_when_nothing_came(path: Path) -> None:
     assert readable(path) == []
 
 
+@pytest.mark.needs_program("capinfos")
+def test_a_program_that_is_killed_leaves_a_good_file(path: Path) -> None:
+    with Running("record", f"{GROUP}:{PORT}", "-o", str(path), "-i", "lo", "--json") as recording:
+        recording.until_said("recording ")
+        sendto([f"packet {number}" for number in range(10)], GROUP, PORT, ttl=0)
+        while events(recording.line())[0]["packets"] < 10:
+            pass
+        recording.line()  # another second has passed
+        recording.process.kill()
+        recording.process.wait()
+    assert payloads(path) == [f"packet {number}".encode() for number in range(10)]
+    assert infos(path)["Number of packets"] == "10"
+
+
 def test_record_rotates(tmp_path: Path) -> None:
     options = ["--rotate", "10k", "--keep", "2", "-c", "1000", "-i", "lo"]
     with Running("record", f"{GROUP}:{PORT}", "-o", str(tmp_path / "a.pcapng"), *options) as recording:

@@ -79,6 +79,7 @@ class Recorder(MulticastListener):
         self.file.describe(f"{self.group} joined on {names}")
         for joined in self.interfaces:
             self.file.interface(joined.name)
+        self._first = self.interfaces[0].name  # interfaces may go
         self._comment = f"dropped at a socket joined on {names}" if len(self.interfaces) > 1 else ""
         self._limit = limit
         self._told = 0  # drops that the file knows of
@@ -151,7 +152,7 @@ class Recorder(MulticastListener):
         self._count_drops()
         new, self._told = self._dropped - self._told, self._dropped
         if not self.file.closed:
-            self.file.dropped(self.interfaces[0].name, new, self._comment)
+            self.file.dropped(self._first, new, self._comment)
 
     def _leave(self, socket: Any) -> None:
         """Take what the kernel has received until now, then leave the group."""
