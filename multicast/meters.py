@@ -432,7 +432,9 @@ class Flow:
         """
         cells = list(self.strip)[-width:]
         if self.numbering is Numbering.NONE:
-            bars = spark([cell.rate for cell in cells])
+            rates = [cell.rate for cell in cells]
+            # Not the whole height: rows that stand one above the other must not grow together.
+            bars = spark(rates, 1.3 * max(rates, default=0))
             return "".join("!" if cell.dropped else bar for cell, bar in zip(cells, bars, strict=True))
         return "".join(map(_mark, cells))
 

@@ -488,6 +488,7 @@ def ping(
             wait=wait,
             until=deadline,
             call=matrix,
+            quiet=matrix and not (out.verbose or out.json),  # the table tells it all
             ip=group.address,
             port=group.port,
             ttl=ttl,

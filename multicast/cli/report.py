@@ -20,7 +20,7 @@ from multicast.meters import Cell, Flow, Meters, Numbering
 
 from .output import plural, where
 
-# So many flows have charts, those with most packets; all are in the table.
+# So many flows have charts: first those with losses, then those with most packets. All are in the table.
 _CHARTS = 40
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 400, 150, 68, 20, 10
 _NAMES = {
@@ -211,7 +211,8 @@ def _row(flow: Flow, length: float) -> str:
 
 def page(meters: Meters, began: float, length: float, dropped: int, arguments: Sequence[str]) -> str:
     """Return the page: `began` in seconds since 1970, `length` in seconds, what the kernel dropped, the command."""
-    flows = sorted(meters, key=lambda flow: flow.packets, reverse=True)
+    # What went wrong stands first.
+    flows = sorted(meters, key=lambda flow: (flow.lost > 0, flow.packets), reverse=True)
     groups = len({flow.key[:2] for flow in flows})
     summary = f"{plural(len(flows), 'source')} in {plural(groups, 'group')}, {_clock(length)} from "
     summary += time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(began))
@@ -219,7 +220,7 @@ def page(meters: Meters, began: float, length: float, dropped: int, arguments: S
     if meters.others:
         summary += f"; {plural(meters.others, 'packet')} of more sources than are kept apart"
     if len(flows) > _CHARTS:
-        summary += f"; charts of the {_CHARTS} with most packets"
+        summary += f"; charts of the first {_CHARTS}"
     package = sys.modules[__package__.partition(".")[0]]
     about = {
         "Command": "multicast " + shlex.join(arguments),
