@@ -20,7 +20,7 @@ from typing import Any, TypeVar, overload
 
 from . import batch, filters
 from .batch import Address
-from .errors import ArgumentError, InterfaceError
+from .errors import ArgumentError, InterfaceError, RegistrationError
 from .filters import Filter
 from .interfaces import Interface, Watch, interfaces, memberships, resolve, usable
 from .poller import Dispatcher, Poller, Timer
@@ -612,8 +612,10 @@ class Inbox(MulticastListener):
             self.close()
             raise StopIteration
         if not self._waiting:
-            self.poller.run_until(lambda: self._waiting or self.closed)
+            self.poller.run_until(lambda: self._waiting or self.closed or self not in self.poller)
             if not self._waiting:
+                if not self.closed and self not in self.poller:
+                    raise RegistrationError(f"{self!r} is not registered with a poller, so nothing comes; register it")
                 raise StopIteration
         packet, self.addr = self._waiting.popleft()
         if self._full and self in self.poller:

@@ -251,13 +251,17 @@ class Poller:
         self._table[number] = registration
         _owners[id(fd)] = weakref.ref(self)
         self._stopped = False
-        if isinstance(fd, Dispatcher):
-            fd.poller = self
-            fd._attached()
-            if getattr(fd, "pending", False):
-                self._revisit[registration] = None
-                self._wake()
-        self._watch(registration)
+        try:
+            if isinstance(fd, Dispatcher):
+                fd.poller = self
+                fd._attached()
+                if getattr(fd, "pending", False):
+                    self._revisit[registration] = None
+                    self._wake()
+            self._watch(registration)
+        except BaseException:
+            self.unregister(fd)
+            raise
 
     def _watch(self, registration: _Registration) -> None:
         """Have the set report what a row of the table asks for."""

@@ -25,6 +25,7 @@ from multicast import (
     MulticastError,
     MulticastListener,
     Poller,
+    RegistrationError,
     listen,
 )
 from multicast.interfaces import resolve
@@ -755,6 +756,43 @@ def test_an_empty_inbox_polls_until_a_packet_comes(poller: Poller, free_port: in
     listener = listen(port=free_port, poller=poller, **ON_LO)
     poller.call_later(0.001, send, "late", free_port)
     assert next(listener) == b"late"
+
+
+def test_a_handler_may_wait_for_an_inbox(poller: Poller, free_port: int) -> None:
+    answers = listen(ip="239.1.1.2", port=free_port, poller=poller, **ON_LO)
+    got: list[bytes] = []
+
+    class Asking(Keeper):
+        def handle_packet(self, packet: bytes, addr: Address) -> object:
+            poller.call_later(0.001, multicast.sendto, b"answer to " + packet, "239.1.1.2", free_port, 0)
+            got.append(next(answers))
+            return None
+
+    Asking(ip="239.1.1.1", port=free_port, poller=poller, **ON_LO)
+    multicast.sendto(["one", "two"], "239.1.1.1", free_port, 0)
+    settle(poller, lambda: len(got) == 2)
+    assert got == [b"answer to one", b"answer to two"]
+
+
+def test_an_empty_inbox_that_nobody_polls_says_so(poller: Poller, free_port: int) -> None:
+    inbox = listen(port=free_port, poller=poller, **ON_LO)
+    poller.unregister(inbox)
+    with pytest.raises(RegistrationError, match="register it"):
+        next(inbox)
+    poller.register(inbox)
+    poller.call_soon(poller.unregister, inbox)
+    with pytest.raises(RegistrationError, match="register it"):
+        next(inbox)
+    inbox.close()
+
+
+def test_stop_ends_the_wait_for_a_packet(poller: Poller, free_port: int) -> None:
+    inbox = listen(port=free_port, poller=poller, **ON_LO)
+    poller.call_soon(poller.stop)
+    assert list(inbox) == []
+    assert not inbox.closed
+    send("x", free_port)
+    assert next(inbox) == b"x", "it can be waited for again"
 
 
 def test_iteration_ends_after_limit_packets(poller: Poller, free_port: int) -> None:

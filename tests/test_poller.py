@@ -267,6 +267,27 @@ def test_two_objects_cannot_share_a_descriptor(poller: Poller, pair: Callable[..
     assert plain.got == [b"x"], "the first goes on undisturbed"
 
 
+def test_a_registration_that_fails_half_way_is_undone(poller: Poller, free_port: int) -> None:
+    listener = Keeper(port=free_port, poller=poller, **ON_LO)
+    poller.unregister(listener)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))  # so that it cannot watch the interfaces
+    try:
+        with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
+            poller.register(listener)
+        assert listener not in poller
+        assert len(poller) == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    poller.register(listener)
+    multicast.sendto("x", port=free_port, ttl=0)
+    poller.poll()
+    assert listener.packets == [b"x"]
+    listener.close()
+
+
 def test_a_refused_registration_leaves_the_object_where_it_was(poller: Poller, pair: Callable[..., Pair]) -> None:
     plain = pair()
     poller.register(plain)
