@@ -46,8 +46,9 @@ from .sockets import choosing, datagrams
 
 __all__ = ["Network", "Traffic"]
 
-# When the clock of a network stands at 0, in seconds since 1970: the first of January 2026.
-_EPOCH = 1_767_225_600
+# What `addr.timestamp` begins with, in seconds since 1970: the year 2100. It is the same in every run, and later than
+# the clock of the host, so that nothing takes a packet for one that has waited for long.
+_EPOCH = 4_102_444_800
 # A poller that is ready so often with no time passing is never done. In so many turns a sender sends 640,000 packets.
 _PATIENCE = 10_000
 # What Linux counts for a small packet in a receive buffer, and the size of that buffer unless another is asked for.

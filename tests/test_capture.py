@@ -931,7 +931,7 @@ def test_the_file_is_brought_up_to_date_every_second(path: Path) -> None:
         recorder.close()
         with capture.read(path) as reader:
             assert [packet.timestamp for packet in reader] == [
-                1_767_225_600 * SECOND + second * SECOND for second in range(4)
+                testing._EPOCH * SECOND + second * SECOND for second in range(4)
             ]
             assert reader.comments == [f"{GROUP}:{PORT} joined on lo, eth0"]
 
@@ -993,7 +993,7 @@ class Heard(multicast.MulticastListener):
     def handle_packet(self, packet: bytes, addr: Address) -> None:
         assert addr.timestamp is not None
         assert addr.group is not None
-        self._into.append((addr.timestamp - 1_767_225_600 * SECOND, addr.group, self.group.port, packet))
+        self._into.append((addr.timestamp - testing._EPOCH * SECOND, addr.group, self.group.port, packet))
 
 
 def played(

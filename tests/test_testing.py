@@ -21,6 +21,7 @@ from multicast import (
     MulticastListener,
     Poller,
     batch,
+    discovery,
     interfaces,
     listen,
     sendto,
@@ -108,7 +109,7 @@ def test_time_passes_when_the_test_says_so(net: testing.Network) -> None:
     assert len(receiver.heard) == 3602
     assert time.monotonic() - began < 60
     times = [addr.timestamp for _, addr in receiver.heard]
-    assert times == [(1_767_225_600 + second) * 1_000_000_000 for second in range(3602)]
+    assert times == [(testing._EPOCH + second) * 1_000_000_000 for second in range(3602)]
     assert net.time() == 3601
 
 
@@ -207,7 +208,7 @@ def test_packets_take_their_time(net: testing.Network) -> None:
     assert receiver.packets == []
     net.advance(0.01)
     assert receiver.packets == [b"later"]
-    assert receiver.heard[0][1].timestamp == 1_767_225_600_500_000_000
+    assert receiver.heard[0][1].timestamp == testing._EPOCH * 1_000_000_000 + 500_000_000
 
 
 def test_faults_may_be_changed_at_any_time(net: testing.Network) -> None:
@@ -336,6 +337,20 @@ def test_unicast_goes_to_one_host(net: testing.Network) -> None:
     sendto("nobody", "10.0.0.3", single.address[1])
     net.advance(1)
     assert heard == [(b"hello", "10.0.0.1")]
+
+
+def test_requests_are_answered(net: testing.Network) -> None:
+    class Answering(discovery.Responder):
+        def handle_request(self, packet: bytes, addr: Address) -> bytes:
+            return b"yes to " + packet[:4]
+
+    net.delay = 0.25
+    for number in (2, 3):
+        with net.host(number):
+            Answering(ip=GROUP)
+    found = [(packet, addr.host) for packet, addr in discovery.request("who?", GROUP, timeout=2)]
+    assert found == [(b"yes to who?", "10.0.0.2"), (b"yes to who?", "10.0.0.3")]
+    assert net.time() == 2
 
 
 # -- around it -----------------------------------------------------------------------------------------------------
