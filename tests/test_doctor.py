@@ -78,7 +78,7 @@ CASES: dict[str, tuple[str, Evidence]] = {
     ),
     "other-port": ("fail", replace(SILENT, wire=(replace(HEARD, port=5001),))),
     "other-group": ("fail", replace(SILENT, wire=(replace(HEARD, group="239.1.1.2"),))),
-    "unread-port": ("fail", replace(SILENT, wire=None, counters={"Udp:IgnoredMulti": 5})),
+    "unread-port": ("fail", replace(SILENT, wire=None, counters={"Udp:IgnoredMulti": 5, "Ip:InMcastPkts": 5})),
     "behind-router": (
         "fail",
         replace(
@@ -87,7 +87,7 @@ CASES: dict[str, tuple[str, Evidence]] = {
     ),
     "nothing": ("fail", SILENT),
     "nothing-container": ("fail", replace(SILENT, container=True)),
-    "no-querier": ("fail", replace(SILENT, bridges=(Bridge("br0", False, ("eth0",), ("eth0",)),))),
+    "no-querier": ("fail", replace(SILENT, asked=("eth0",), bridges=(Bridge("br0", False, ("eth0",), ("eth0",)),))),
     "ttl-zero": ("warn", replace(HEALTHY, anywhere=(replace(HEARD, ttl=0),))),
     "ttl-one": ("warn", replace(HEALTHY, anywhere=(replace(HEARD, source="10.0.0.7"),))),
     "fragments-lost": (
@@ -281,6 +281,16 @@ def test_packets_that_cannot_be_told_from_igmp_and_from_own_reports_are_no_sign_
     assert codes(replace(SILENT, wire=None, rules=None, counters=counted)) == {"nothing": "fail"}
 
 
+def test_broadcasts_that_nobody_reads_are_no_sign_of_another_port() -> None:
+    counted = {"Udp:IgnoredMulti": 9, "Ip:InBcastPkts": 9, "Ip:InMcastPkts": 3}
+    assert codes(replace(SILENT, wire=None, counters=counted)) == {"nothing": "fail"}
+
+
+def test_a_bridge_whose_members_suffer_is_no_reason_for_silence_on_the_host() -> None:
+    silent = replace(SILENT, bridges=(Bridge("eth0", False, ("p1",), ("p1",)),))
+    assert codes(silent) == {"no-querier": "warn", "nothing": "fail"}
+
+
 def test_commands_quote_what_shells_would_take_for_patterns() -> None:
     (found,) = [one for one in checks.judge(replace(SILENT, group=Group("ff15::1", 5000))) if one.code == "nothing"]
     assert found.fixes == ("multicast send '[ff15::1]:5000' TEXT  # on the sender",)
@@ -403,6 +413,21 @@ def test_programs_are_named_by_their_sockets() -> None:
     with open("/dev/null") as file:
         assert kernel.programs([os.fstat(file.fileno()).st_ino]) == {}  # a file is no socket
     assert kernel.programs([]) == {}
+
+
+def test_who_owns_a_name_is_read_from_either_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, (file, text) in enumerate([
+        ("top_level.txt", "other\nfor_the_doctor\n"),
+        ("RECORD", "other/__init__.py,,\nfor_the_doctor/__init__.py,,\n"),
+        ("RECORD", "for_the_doctor.py,,\n"),
+        ("RECORD", "for_the_doctor_not/__init__.py,,\n"),
+    ]):
+        directory = tmp_path / f"p{number}-1.dist-info"
+        directory.mkdir()
+        (directory / "METADATA").write_text(f"Metadata-Version: 2.1\nName: p{number}\nVersion: 1\n")
+        (directory / file).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert kernel.distributions("for_the_doctor") == ("p0", "p1", "p2")
 
 
 def test_why_there_is_no_c_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,13 +7,17 @@ luck, and a look can be short.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import json
 import os
+import re
 import shutil
+import signal
 import socket
 import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -27,6 +31,7 @@ import pytest
 
 from multicast import sockets
 from multicast.doctor import Diagnosis, Finding, diagnose
+from multicast.doctor.checks import CHECKS
 from multicast.interfaces import resolve
 from multicast.sockets import Group
 
@@ -672,6 +677,52 @@ def test_the_command_writes_json(lab: netns.Lab) -> None:
     assert all(event["v"] == 1 for event in events)
     assert events[-1]["fault"]["code"] in NOTHING
     assert events[-1]["healthy"] is False
+    page = (Path(__file__).parents[1] / "docs" / "doctor.rst").read_text().partition("JSON\n----")[2]
+    for event in events:
+        assert [key for key in event if key not in ("v", "event") and f"``{key}``" not in page] == []
+    assert set(events[-1]["fault"]) == set(events[0]) - {"v", "event"}
+    assert [event["check"] for event in events[:-1]] == list(CHECKS)
+
+
+def test_the_command_shows_on_a_terminal_how_long_it_still_looks_and_fits_in_its_width(lab: netns.Lab) -> None:
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 40, 80, 0, 0))
+    with lab.host("bob").inside():
+        process = subprocess.Popen(
+            [*programs.MULTICAST, "doctor", TARGET, "-w", "0.1"], stdin=theirs, stdout=theirs, stderr=theirs,
+            env={name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR")}
+            | {"TERM": "xterm"},
+        )
+    os.close(theirs)
+    shown = b""
+    with os.fdopen(ours, "rb", buffering=0) as terminal:
+        try:
+            while piece := terminal.read(4096):
+                shown += piece
+        except OSError:  # the other end is closed
+            pass
+    assert process.wait(helpers.PATIENCE) == 1
+    progress, _, rest = shown.decode().rpartition("\r" + " ")
+    assert f"looking for packets to {TARGET}: 0 packets, 0 s left" in progress
+    assert "\033[1;31m" in rest  # the cause is red
+    lines = re.sub(r"\033\[[0-9;]*m", "", rest).splitlines()
+    assert max(map(len, lines)) <= 80
+
+
+def test_the_command_can_be_interrupted(lab: netns.Lab) -> None:
+    with programs.Running("doctor", TARGET, "-w", "60", host=lab.host("bob")) as running:
+        assert running.process.stderr is not None
+        assert running.process.stderr.readline().startswith(b"looking for")
+        running.process.send_signal(signal.SIGINT)
+        assert running.process.wait(helpers.PATIENCE) == 130
+        assert running.process.stdout is not None
+        assert running.process.stdout.read() == b""
+
+
+def test_the_command_wants_time_to_look(lab: netns.Lab) -> None:
+    done = programs.multicast("doctor", TARGET, "-w", "0", host=lab.host("bob"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "-w must be more than 0 seconds" in done.stderr
 
 
 def test_the_command_is_refused_an_interface_that_does_not_exist(lab: netns.Lab) -> None:

@@ -238,7 +238,7 @@ def check_interface(e: Evidence) -> Finding:
     bad = [(one, code) for one in wanted if (code := _problem(e, one)) is not None]
     # Who named none has others to receive by, if only lo: when something arrives, all is well.
     if bad and (e.asked or (len(bad) == len(wanted) and not e.delivered)):
-        one, code = bad[0]
+        one, code = next((each for each in bad if each[0].addresses), bad[0])
         return _found("interface", status, code, _state(one), **{**_words(e), "interface": one.name})
     why = {name: reason(error) for name, error in e.refused.items() if error.errno not in (_ENOBUFS, _EADDRINUSE)}
     why |= {name: "it is gone" for name in e.asked if name not in [one.name for one in e.present]}
@@ -327,14 +327,21 @@ def check_arrival(e: Evidence, explained: Finding | None) -> Finding:
         groups = _unique(one.group for one in others)
         words = {**words, "arriving": _one_or(groups), "found": _target(groups[0], e.group.port)}
         return _found(name, "fail", "other-group", seen, **words)
-    ignored = e.counters.get("Udp:IgnoredMulti", 0)
+    ignored, came = _ignored(e), e.counters.get("Ip:InMcastPkts", 0)
     if ignored and e.wire is None:
-        return _found(name, "fail", "unread-port", f"UdpIgnoredMulti +{ignored} in {seconds} s, 0 delivered", **words)
+        counted = f"UdpIgnoredMulti +{e.counters['Udp:IgnoredMulti']}, InMcastPkts +{came}"
+        return _found(name, "fail", "unread-port", f"{counted} in {seconds} s, 0 delivered", **words)
     for source, back in e.back.items():
         if back is not None and back.gateway is not None:
             words = {**words, "source": source, "gateway": back.gateway}
             return _found(name, "fail", "behind-router", f"{seen}; the route back is by {_by(back)}", **words)
     return _found(name, "fail", "nothing-container" if e.container else "nothing", seen, **words)
+
+
+def _ignored(e: Evidence) -> int:
+    """How many packets to joined groups met no socket at their port; the kernel counts broadcasts along with them."""
+    count = e.counters.get
+    return max(0, min(count("Udp:IgnoredMulti", 0) - count("Ip:InBcastPkts", 0), count("Ip:InMcastPkts", 0)))
 
 
 def _one_or(found: list[str]) -> str:
@@ -373,7 +380,8 @@ def check_bridge(e: Evidence) -> Finding:
             if e.queriers == () and e.wire is not None:
                 seen += f"; no query in {_seconds(e)} s"
             words = {**_words(e), "bridge": bridge.name, "ports": _and(bridge.unflooded)}
-            return _found("bridge", "warn" if e.delivered else "fail", "no-querier", seen, **words)
+            # It is its members that suffer, so this host does only where the bridge was asked about.
+            return _found("bridge", "fail" if e.asked and not e.delivered else "warn", "no-querier", seen, **words)
     names = [
         f"{bridge.name} snoops, {'is a querier' if bridge.querier else 'floods while it knows no querier'}"
         for bridge in e.bridges

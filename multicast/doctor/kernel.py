@@ -345,4 +345,15 @@ def engine() -> tuple[str, str]:
 
 def distributions(name: str) -> tuple[str, ...]:
     """Return the installed distributions that say they own the top-level package `name`."""
-    return tuple(sorted(set(importlib.metadata.packages_distributions().get(name, ()))))
+    found = set()
+    for one in importlib.metadata.distributions():
+        # Not packages_distributions(), which makes an object of every file there is.
+        top = one.read_text("top_level.txt")
+        if top is None:
+            files = (one.read_text("RECORD") or "").splitlines()
+            owns = any(file.startswith((f"{name}/", f"{name}.py,")) for file in files)
+        else:
+            owns = name in top.split()
+        if owns:
+            found.add(one.metadata["Name"])
+    return tuple(sorted(found))
