@@ -45,6 +45,9 @@ _RTP_CLOCKS = {
 _RTP_LIKELY = (8000, 11025, 16000, 22050, 24000, 32000, 44100, 48000, 90000, 96000, 192000)
 # RTCP on the same port has these payload types (RFC 5761 section 4).
 _RTCP = range(72, 77)
+# The first byte of a probe, and those that have the number of another one, or none.
+_PROBE = probes.PREFIX[0]
+_NO_NUMBER = frozenset({int(probes.Kind.ASK), int(probes.Kind.END)})
 # So long the time stamps are watched before their clock is believed, in seconds.
 _CLOCK_AFTER = 2.0
 #: How many seconds a strip shows.
@@ -294,8 +297,8 @@ class Flow:
             self._take_rtp(packet, now)
         elif first == _TS_SYNC and size % _TS_SIZE == 0:
             self._take_ts(packet, size)
-        elif first == 0x6D and (probe := probes.parse(packet)) is not None:
-            self._take_probe(probe, now)
+        elif first == _PROBE and (probe := probes.peek(packet)) is not None:
+            self._take_probe(*probe, now)
 
     def _take_rtp(self, packet: bytes, now: float) -> None:
         _, kind, number, stamp, ssrc = _RTP.unpack_from(packet)
@@ -317,29 +320,31 @@ class Flow:
             self._count(rtp.sequence, rtp.first)
         order = self._count(rtp.sequence, number)
         sent = rtp.sent(stamp, kind, now)
-        if sent is not None and order in (Order.NEXT, Order.GAP):
+        if sent is not None and (order is Order.NEXT or order is Order.GAP):
             rtp.transit.take(now - sent)
         self._transit = rtp.transit
 
-    def _take_probe(self, probe: probes.Probe, now: float) -> None:
-        if probe.kind in (probes.Kind.ASK, probes.Kind.END):
-            return  # they have the number after the last, or none
+    def _take_probe(self, kind: int, session: int, number: int, sent: int, now: float) -> None:
+        if kind in _NO_NUMBER:
+            return
         known = self._probe
-        if known is None or known[0] != probe.session:
+        if known is None or known[0] != session:
             if known is not None:
                 self.restarts += 1
-            known = self._probe = (probe.session, Sequence(dropout=None))
+            known = self._probe = (session, Sequence(dropout=None))
             self.numbering = Numbering.PROBE
             self._transit = Jitter()
-        order = self._count(known[1], probe.sequence)
-        if order in (Order.NEXT, Order.GAP) and probe.kind is not probes.Kind.BEACON:
-            self._transit.take(now - probe.time / 1e9)
+        order = self._count(known[1], number)
+        if (order is Order.NEXT or order is Order.GAP) and kind != probes.Kind.BEACON:
+            self._transit.take(now - sent / 1e9)
 
     def _count(self, sequence: Sequence, number: int) -> Order:
         lost, received, restarts = sequence.lost, sequence.received, sequence.restarts
         order = sequence.take(number)
         if order is Order.NEXT:
-            self._add(sequence.received - received, 0, 0, 0)
+            count = sequence.received - received
+            self.numbered += count
+            self._cell.numbered += count
             if sequence.restarts != restarts:
                 self.restarts += 1
                 self._transit.skip()

@@ -51,6 +51,7 @@ __all__ = [
     "Sequence",
     "matrix",
     "parse",
+    "peek",
 ]
 
 #: What every probe of this version begins with, for filters.
@@ -377,6 +378,14 @@ def parse(packet: bytes) -> Probe | None:
         if peer is None:
             return None
     return Probe(kind, session, sequence, sent, ttl, None if hops == _UNKNOWN else hops, peer)
+
+
+def peek(packet: bytes) -> tuple[int, int, int, int] | None:
+    """Return kind, session, sequence and time of a probe, None for another packet: `parse` for those in a hurry."""
+    if len(packet) < _HEADER.size or not packet.startswith(PREFIX):
+        return None
+    _, _, kind, _, _, session, sequence, sent = _HEADER.unpack_from(packet)
+    return (kind, session, sequence, sent) if kind in _KINDS else None
 
 
 def _parse_peer(packet: bytes, report: bool) -> Peer | None:

@@ -152,6 +152,7 @@ def test_what_is_sent_to_the_group_is_read_again(
     probe = Probe(kind, session, sequence, time, ttl)
     packet = probe.encode(size)
     assert parse(packet) == probe
+    assert probes.peek(packet) == (kind, session, sequence, time)
     assert len(packet) == max(28, size)
 
 
@@ -210,11 +211,12 @@ def test_numbers_out_of_range_are_told(change: dict[str, Any]) -> None:
 )
 def test_other_packets_are_none(packet: bytes) -> None:
     assert parse(packet) is None
+    assert probes.peek(packet[:27]) is None
 
 
 @given(st.binary(max_size=200), st.integers(0, 9))
 def test_no_bytes_at_all_are_trouble(packet: bytes, kind: int) -> None:
-    parse(packet)
+    assert (parse(packet) is None) >= (probes.peek(packet) is None)
     parse(b"mcPg\x01" + bytes([kind]) + packet)
 
 

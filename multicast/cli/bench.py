@@ -40,8 +40,8 @@ from .output import (
 from .ping import Pinger, PingResponder
 
 _RCVBUF = 8 << 20
-# The end is told so often, this many seconds apart, for packets that say so may be lost as well.
-_ENDS, _END_PAUSE = 5, 0.02
+# The end is told so often, for packets that say so may be lost as well.
+_ENDS = 5
 # The receiver waits so long after the last packet when nobody tells the end, in seconds.
 _QUIET = 1.0
 # Others may go on sending to the group, so it is not emptied for longer than this, in seconds.
@@ -63,9 +63,13 @@ class _Load(Multicaster):
         self._size = size
         self._seconds = seconds
         self._ttl = ttl
-        self.began = self.ended = 0.0
+        #: How many were sent, and how long that took; the end is not among them.
+        self.packets = 0
+        self.began = self.took = 0.0
+        #: Set to have it come to its end.
+        self.stopped = False
 
-    def __iter__(self) -> Iterator[bytes]:
+    def __iter__(self) -> Iterator[bytes | None]:
         # Only the number and the time change; the rest is worked out once.
         first = Probe(Kind.LOAD, self.session, 0, 0, self._ttl).encode(self._size)
         head, rest = first[:16], first[28:]
@@ -73,14 +77,15 @@ class _Load(Multicaster):
         self.began = time.perf_counter()
         over = now() + int(self._seconds * 1e9)
         number = 0
-        while (moment := now()) < over and number < 0xFFFFFFFF:
+        while (moment := now()) < over and not self.stopped and number < 0xFFFFFFFF:
             number += 1
+            self.packets = number
             yield head + number.to_bytes(4) + moment.to_bytes(8) + rest
-        self.ended = time.perf_counter()
-
-    def end(self) -> bytes:
-        """Return the packet that tells how many there were."""
-        return Probe(Kind.END, self.session, self.statistics().packets & 0xFFFFFFFF, time.time_ns(), self._ttl).encode()
+        self.took = time.perf_counter() - self.began
+        self.rate, self.interval = None, 0
+        for _ in range(_ENDS):
+            yield None  # a short pause
+            yield Probe(Kind.END, self.session, number, now(), self._ttl).encode()
 
 
 class _Receiver(MulticastListener):
@@ -278,26 +283,27 @@ def _send(
             ready=lambda: pinger.start() if pinger is not None else None,
             writes=False,
         )
-        if load.ended == 0.0:
-            load.ended = time.perf_counter()
         if pinger is not None:
             pinger.stop()
             pinger.close()
+        if not load.closed:
+            load.stopped = True
+            out.drive(poller, lambda: load.closed, 1, writes=False)
         counted = load.statistics()
         load.close()
-        _tell_end(load, group, places, ttl, poller)
         times = Histogram()
         hosts = 0
         if pinger is not None:
             for found in pinger.ledger:
                 hosts += 1
                 times.merge(found.times)
-    took = max(load.ended - load.began, 1e-9) if load.began else 0.0
+    took = load.took or (time.perf_counter() - load.began if load.began else 0.0)
+    octets = load.packets * size
     if out.json:
         out.event(
             "sent",
-            packets=counted.packets,
-            bytes=counted.bytes,
+            packets=load.packets,
+            bytes=octets,
             size=size,
             group=group.address,
             port=group.port,
@@ -311,23 +317,10 @@ def _send(
             **{f"round_trip_{name}": value for name, value in _times(times).items()},
         )
     else:
-        _row(out, "sent", counted.packets, counted.bytes, took)
+        _row(out, "sent", load.packets, octets, took)
         if times.count:
             _tell_times(out, f"round trip to {plural(hosts, 'receiver')}, {plural(times.count, 'ping')}", times)
-    return Exit.YES if counted.packets else Exit.NO if finished else Exit.INTERRUPTED
-
-
-def _tell_end(load: _Load, group: Group, places: list[str] | None, ttl: int, poller: Poller) -> None:
-    """Tell the receivers that it is over, and how many packets there were."""
-    from multicast.senders import sendto
-
-    for number in range(_ENDS):
-        try:
-            sendto(load.end(), group.address, group.port, ttl, interface=places[0] if places else None)
-        except OSError:  # the receiver waits and then ends by itself
-            return
-        if number < _ENDS - 1:
-            time.sleep(_END_PAUSE)
+    return Exit.YES if load.packets else Exit.NO if finished else Exit.INTERRUPTED
 
 
 def _receive(out: Output, group: Group, deadline: float | None, places: list[str] | None) -> Exit:

@@ -289,6 +289,9 @@ class Table:
         for spare in (3, 2):
             if spare in keep and width - sum(widths[place] + 2 for place in keep) < 16:
                 keep.remove(spare)
+        for spare in (5, 7):
+            if width < sum(widths[place] + 2 for place in keep) - 2:
+                keep.remove(spare)
         strip = max(0, min(STRIP, width - sum(widths[place] + 2 for place in keep)))
         lines = [Text("  ".join(
             head[place].ljust(widths[place]) if place < left else head[place].rjust(widths[place]) for place in keep

@@ -164,7 +164,9 @@ def chart(
 
 
 def _charts(flow: Flow, length: float) -> str:
-    cells = flow.moments
+    cells = list(flow.moments)
+    if len(cells) > 1 and cells[-1].seconds < cells[-2].seconds / 3:
+        cells[-2:] = [cells[-2].and_(cells[-1])]  # so short a time has no rate worth a point
     numbered = flow.numbering is not Numbering.NONE
     mean = 8 * flow.bytes / length if length else 0.0
     parts = [
