@@ -3,6 +3,7 @@
 # make docs     build the documentation
 # make man      write the manual page, build/multicast.1
 # make bench    measure
+# make fuzz     look for input that breaks a promise, FUZZ_SECONDS for each target (600)
 # make clean    remove what these made
 #
 # Each makes the virtual environment it needs, in .venv; nothing is installed outside this directory.
@@ -31,6 +32,10 @@ man: .venv/demo/done
 bench: .venv/bench/done
 	.venv/bench/bin/python tests/netns.py .venv/bench/bin/python benchmarks/run.py --charts docs/charts $(BENCH)
 
+# The targets in Python need atheris, that of the C module clang (see fuzz/README.rst).
+fuzz: .venv/fuzz/done
+	.venv/fuzz/bin/python fuzz/run.py
+
 .venv/tox/done: | python
 	$(PYTHON) -m venv .venv/tox
 	.venv/tox/bin/python -m pip install --quiet --disable-pip-version-check 'tox >= 4.12'
@@ -50,6 +55,11 @@ bench: .venv/bench/done
 	    .venv/bench/bin/python -m pip install --quiet --disable-pip-version-check "$$peer" \
 	    || echo "$$peer cannot be installed here, and is left out"; \
 	done
+	touch $@
+
+.venv/fuzz/done: setup.cfg setup.py $(wildcard multicast/*.c) | python
+	$(PYTHON) -m venv .venv/fuzz
+	.venv/fuzz/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[capture,cli]' atheris
 	touch $@
 
 python:
