@@ -27,7 +27,7 @@ from programs import Running, events
 from programs import multicast as command
 
 import multicast.senders
-from multicast import ArgumentError, CaptureError, Multicaster, Poller, capture, sendto, testing
+from multicast import ArgumentError, CaptureError, InterfaceError, Multicaster, Poller, capture, sendto, testing
 from multicast.batch import Address
 from multicast.capture import Packet, Recorder, Replayer, runs
 
@@ -271,6 +271,21 @@ def test_a_flushed_file_opens_though_nobody_closed_it(path: Path) -> None:
             assert len(readable(path)) == count
     finally:
         file.close()
+
+
+def test_an_old_file_stays_until_there_is_something_new(path: Path) -> None:
+    path.write_bytes(b"an old recording, longer than what comes in its place" * 100)
+    with pytest.raises(ZeroDivisionError), capture.write(path):
+        raise ZeroDivisionError
+    assert path.stat().st_size > 5000
+    new = path.with_name("new.pcapng")
+    with pytest.raises(ZeroDivisionError), capture.write(new):
+        raise ZeroDivisionError
+    assert not new.exists()
+    with capture.write(path):
+        pass
+    assert readable(path) == []
+    assert readable(written(path, packets(1))) == [whole(packets(1)[0])]
 
 
 @pytest.fixture
@@ -980,6 +995,20 @@ def test_an_error_of_the_disk_goes_to_the_handler_of_a_subclass(
     assert [type(error) for error in seen] == [OSError]
 
 
+def test_a_recorder_that_cannot_begin_leaves_nothing(path: Path, poller: Poller) -> None:
+    path.write_bytes(b"an old recording")
+    with pytest.raises(InterfaceError):
+        Recorder(path, interface="eth7", poller=poller)
+    with pytest.raises(ArgumentError, match="limit"):
+        Recorder(path, interface="lo", limit=0, poller=poller)
+    assert path.read_bytes() == b"an old recording"
+    with pytest.raises(FileNotFoundError):
+        Recorder(path.parent / "no such folder" / "x", interface="lo", poller=poller)
+    with pytest.raises(ArgumentError, match="rotate"):
+        Recorder(path, interface="lo", rotate=1, poller=poller)
+    assert len(poller) == 0
+
+
 # -- replaying -----------------------------------------------------------------------------------------------------
 
 
@@ -1114,6 +1143,13 @@ def test_without_a_word_where_to_nothing_is_read_nor_sent(three: Path) -> None:
         Replayer(three)
     with pytest.raises(ArgumentError, match="say where"):
         Replayer(three.with_name("there is no such file"), only=GROUP)
+
+
+def test_a_pipe_is_not_replayed() -> None:
+    reading, writing = os.pipe()
+    os.close(writing)
+    with open(reading, "rb") as file, pytest.raises(ArgumentError, match="pipe"):
+        Replayer(file, to=TWO)
 
 
 def test_a_replay_of_nothing_is_an_error(three: Path) -> None:
@@ -1397,6 +1433,12 @@ def test_record_says_what_is_wrong(path: Path, options: list[str], words: str) -
     assert done.returncode == 2
     assert words in done.stderr
     assert not path.exists()
+
+
+def test_an_old_recording_outlives_a_wrong_interface(path: Path) -> None:
+    path.write_bytes(b"an old recording")
+    assert command("record", "-o", str(path), "-i", "eth7").returncode == 3
+    assert path.read_bytes() == b"an old recording"
 
 
 def test_record_says_when_nothing_came(path: Path) -> None:

@@ -130,6 +130,11 @@ class Reader:
         """How many bytes of the file, uncompressed, are dealt with."""
         return self._base + self._position
 
+    @property
+    def again(self) -> bool:
+        """Whether the file can be read more than once; a pipe cannot."""
+        return self._raw.seekable()
+
     def close(self) -> None:
         """Close the file. Idempotent."""
         self._raw.close()

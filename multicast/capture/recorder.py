@@ -72,7 +72,7 @@ class Recorder(MulticastListener):
             details=True,
             poller=poller,
         )
-        self._shared = isinstance(path, Writer)
+        # After the joins, for they may fail, and an old recording be lost for nothing.
         #: The file.
         self.file = path if isinstance(path, Writer) else Writer(path, snaplen=snaplen, rotate=rotate, keep=keep)
         names = ", ".join(interface.name for interface in self.interfaces)
@@ -83,7 +83,8 @@ class Recorder(MulticastListener):
         self._comment = f"dropped at a socket joined on {names}" if len(self.interfaces) > 1 else ""
         self._limit = limit
         self._told = 0  # drops that the file knows of
-        self._timer: Timer | None = None
+        self._own_file = not isinstance(path, Writer)
+        self._recording = True
 
     def _built(self) -> None:
         super()._built()
@@ -157,6 +158,9 @@ class Recorder(MulticastListener):
     def _leave(self, socket: Any) -> None:
         """Take what the kernel has received until now, then leave the group."""
         now = time.time_ns()
+        if not self._recording:  # the constructor has failed
+            super()._leave(socket)
+            return
         self._closing = True
         try:
             while not self.file.closed and not self.complete:
@@ -167,7 +171,8 @@ class Recorder(MulticastListener):
             self._tell_drops()
             super()._leave(socket)
 
-    _closing = False
+    _closing = _recording = _own_file = False
+    _timer: Timer | None = None
 
     def close(self) -> None:
         """Write what is left, leave the group, and close the socket; and the file, unless it is shared. Idempotent."""
@@ -178,5 +183,5 @@ class Recorder(MulticastListener):
         try:
             super().close()
         finally:
-            if not self._shared:
+            if self._own_file:
                 self.file.close()

@@ -242,6 +242,8 @@ class Replayer(Multicaster):
         self._file = Reader(path)
         self._others: dict[tuple[int, bool], socket.socket] = {}
         try:
+            if not self._file.again:
+                raise ArgumentError(f"{self._file.name} is read twice, and a pipe cannot be; save it to a file first")
             #: What the file holds.
             self.summary = survey(self._file)
             first = next(filter(None, (self._destination(*place) for place in self.summary.groups)), None)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -124,6 +125,7 @@ class Writer:
         self._gathered = 0
         self._size = 0
         self._fd = -1
+        self._new = False
         self._last = 0
         #: Packets written or about to be, in all files.
         self.packets = 0
@@ -162,7 +164,9 @@ class Writer:
     def _open(self) -> None:
         self._number += 1
         path = self._path if self._rotate is None else self._numbered(self._number)
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        self._new = not os.path.exists(path)
+        # What is there stays until there is something to put in its place.
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
         self._files.append(path)
         self._size = 0
         for counted in self._counted:  # each file tells of its own packets
@@ -357,6 +361,8 @@ class Writer:
         self._gathered = 0
         done = 0
         try:
+            if self._size == 0 and stat.S_ISREG(os.fstat(self._fd).st_mode):
+                os.ftruncate(self._fd, 0)
             with memoryview(data) as view:
                 while done < len(data):
                     done += os.write(self._fd, view[done:])
@@ -415,7 +421,14 @@ class Writer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
+    def __exit__(self, exc_type: object, *exc_info: object) -> None:
+        if exc_type is not None and self._fd >= 0 and not self._size and not self.packets:
+            # Nothing has begun: it is as if the file had not been opened.
+            os.close(self._fd)
+            self._fd = -1
+            if self._new:
+                os.unlink(self.path)
+            return
         self.close()
 
 
