@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 SORTS = ("rate", "bytes", "loss", "jitter")
 
 _RCVBUF = 4 << 20
+_KEYS = 4096
 # How often the table is drawn, and how long a second is, in seconds.
 _SECOND = 1.0
 # Longer addresses are cut in the table.
@@ -93,12 +94,20 @@ class _Probe(MulticastListener):
     def __init__(self, meters: Meters, **options: Any) -> None:
         self._meters = meters
         self._dropped_before = 0
+        # What is made of an address, by the address; it is needed for each packet.
+        self._keys: dict[tuple[object, str | None], FlowKey] = {}
         super().__init__(mtu=65535, rcvbuf=_RCVBUF, details=True, **options)
         self._ours = (self.group.address, self.group.port)
 
     def handle_packet(self, packet: bytes, addr: Address) -> None:
         """Measure a packet, at the time when the kernel got it."""
-        key = FlowKey(*self._ours, _host(addr), addr.port, addr.interface or "?")
+        interface = addr.interface
+        key = self._keys.get((addr, interface))
+        if key is None:
+            key = FlowKey(*self._ours, _host(addr), addr.port, interface or "?")
+            if len(self._keys) >= _KEYS:
+                self._keys.clear()
+            self._keys[tuple(addr), interface] = key
         self._meters.take(key, packet, (addr.timestamp or time.time_ns()) / 1e9, addr.ttl)
 
     def newly_dropped(self) -> int:
@@ -241,7 +250,10 @@ class Table:
         from rich.text import Text
 
         measurement = self._measurement
-        counts = Text(f"kernel dropped {measurement.dropped}", "bold red" if measurement.dropped else "")
+        counts = Text("kernel dropped 0")
+        if measurement.dropped:
+            counts = Text(f"kernel dropped {measurement.dropped}", "bold red")
+            counts.append(", for this host is too slow; LOSS has them too", "not bold")
         if measurement.meters.others:
             counts.append(f"   {plural(measurement.meters.others, 'packet')} of more sources than are kept apart")
         legend = Text("   ")
@@ -551,6 +563,8 @@ def _run(
         return Exit.NO if finished else Exit.INTERRUPTED
     text = f"{plural(packets, 'packet')} of {plural(len(meters), 'source')} in {seconds:.1f} s"
     text += f"; kernel dropped {measurement.dropped}"
+    if measurement.dropped:
+        text += ", for this host was too slow, and they count as lost where packets are numbered"
     if meters.others:
         text += f"; {plural(meters.others, 'packet')} of more sources than are kept apart"
     out.say(text + (f"; the charts are in {printable(report.path)}" if report is not None else ""))
