@@ -773,7 +773,8 @@ static void read_control(struct msghdr *head, Extra *extra)
             if (item->cmsg_type == SO_TIMESTAMPNS && size >= 2 * sizeof(long)) {
                 long time[2];
                 memcpy(time, data, sizeof time);
-                extra->timestamp = (int64_t)time[0] * 1000000000 + time[1];
+                /* Unsigned, as the sum of forged numbers may overflow. */
+                extra->timestamp = (int64_t)((uint64_t)time[0] * 1000000000u + (uint64_t)time[1]);
                 extra->has_timestamp = 1;
             }
             break;
