@@ -185,6 +185,7 @@ class Poller:
         self._sleeping = False
         self._stopped = False
         self._stops = 0  # a count, so that a stop is not undone for loops that run already
+        self._expected: int | None = None  # the count the loop around the next poll() began with
         self._driver: int | None = None  # the thread that is in poll() or loop()
         self._closing = False
         self._closing_lock = allocate_lock()
@@ -458,10 +459,11 @@ class Poller:
             if not timeout > _FAR:
                 raise ArgumentError(f"timeout must be None or 0 or more seconds, not {timeout!r}")
             timeout = _FAR
+        stops, self._expected = self._expected, None
         outer, self._driver = self._driver, get_ident()
         try:
-            ready = self._wait(timeout)
-            if ready is None:  # closed meanwhile
+            ready = self._wait(timeout, stops)
+            if ready is None:  # closed or stopped meanwhile
                 return
             queue = iter(ready)
             try:
@@ -493,13 +495,18 @@ class Poller:
             if outer is None and self._closing:
                 self._close()
 
-    def _wait(self, timeout: float | None) -> list[tuple[_Registration, int]] | None:
-        """Wait for events; return those of registered objects, or None when the poller is being closed."""
-        if self._closing:
+    def _wait(self, timeout: float | None, stops: int | None) -> list[tuple[_Registration, int]] | None:
+        """Wait for events; return those of registered objects, or None when the poller is being closed.
+
+        None too when the count of stops is another than `stops`: what wakes a waiting poll came before it waited.
+        """
+        if self._closing or (stops is not None and self._stops != stops):
             return None
         epoll = self._epoll or self._open()
         self._sleeping = True  # from here on other threads wake us, so what they add is seen now or by a wake-up
         try:
+            if self._closing or (stops is not None and self._stops != stops):
+                return None
             if self._calls or self._revisit or self._late:
                 timeout = 0
             elif self._timers and timeout != 0:
@@ -654,6 +661,7 @@ class Poller:
         stops = self._stops
         wait: float | None = 0 if busy else (timeout or None)
         while self.polling and self._stops == stops:
+            self._expected = stops
             self.poll(wait)
             if interval and self.polling and self._stops == stops:
                 self._sleep(interval, stops)
@@ -665,6 +673,7 @@ class Poller:
         self._stopped = False
         stops = self._stops
         while self._stops == stops and not done():
+            self._expected = stops
             self.poll(None)
 
     def stop(self) -> None:
@@ -681,7 +690,7 @@ class Poller:
         outer, self._driver = self._driver, get_ident()
         self._sleeping = True
         try:
-            if self._closing:
+            if self._stops != stops:
                 return
             pause = select.poll()
             pause.register(self._wakefd, select.POLLIN)

@@ -10,6 +10,7 @@ import resource
 import select
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -42,6 +43,15 @@ def pair() -> Iterator[Callable[..., Pair]]:
     yield make
     for one in made:
         one.close()
+
+
+@pytest.fixture
+def eager_threads() -> Iterator[None]:
+    """Have threads take turns after hardly an instruction, which brings out what depends on their order."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
 
 
 class Connection(Dispatcher):
@@ -1084,6 +1094,7 @@ def test_another_thread_stops_the_loop(poller: Poller, pair: Callable[..., Pair]
     assert plain in poller
 
 
+@pytest.mark.usefixtures("eager_threads")
 def test_another_thread_stops_the_loop_from_any_moment(poller: Poller, pair: Callable[..., Pair]) -> None:
     plain = pair()
     poller.register(plain)
@@ -1205,6 +1216,7 @@ def test_run_until_asks_before_it_waits(poller: Poller) -> None:
     poller.run_until(lambda: False)
 
 
+@pytest.mark.usefixtures("eager_threads")
 def test_a_call_from_another_thread_wakes_a_waiting_poll(poller: Poller) -> None:
     calls: list[int] = []
     rounds = 300
@@ -1555,6 +1567,7 @@ def test_closing_from_another_thread_ends_the_loop(pair: Callable[..., Pair], op
     assert descriptors() == before
 
 
+@pytest.mark.usefixtures("eager_threads")
 def test_closing_from_another_thread_at_any_moment_ends_the_loop(pair: Callable[..., Pair]) -> None:
     before = descriptors()
     poller = Poller()
@@ -1665,6 +1678,7 @@ def test_the_arguments_of_a_dispatcher_can_be_inspected() -> None:
     assert list(inspect.signature(multicast.Multicaster).parameters)[:3] == ["ip", "port", "ttl"]
 
 
+@pytest.mark.usefixtures("eager_threads")
 def test_objects_registered_while_another_thread_polls_miss_no_event(poller: Poller, pair: Callable[..., Pair]) -> None:
     poller.register(pair())  # so that the loop does not end
     with polling_thread(poller) as raised:
