@@ -62,7 +62,7 @@ def test_each_answer_is_a_line_and_each_responder_a_row(respond: Respond) -> Non
 def test_nobody_answers() -> None:
     done = multicast("ping", GROUP, "-c", "1", "-W", "0.01")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "nobody answered 1 ping in 0.0" in done.stderr
+    assert "nobody answered 1 ping in 0." in done.stderr
     assert f"`multicast respond --ping {GROUP}`" in done.stderr
 
 
