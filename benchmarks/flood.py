@@ -95,9 +95,12 @@ def flood(seconds: float) -> None:
 def tick(seconds: float) -> None:
     """Write the time to standard output every 5 ms."""
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        os.write(1, _STAMP.pack(time.monotonic()))
-        time.sleep(0.005)
+    try:
+        while time.monotonic() < end:
+            os.write(1, _STAMP.pack(time.monotonic()))
+            time.sleep(0.005)
+    except BrokenPipeError:  # nobody wants to know any more
+        pass
 
 
 def forge(count: int) -> None:

@@ -9,8 +9,8 @@ Each cycle is one of: a listener that is closed, one that is forgotten, one whos
 end; `sendto`; a request that is answered and closed; a stream that is connected and closed; a poller of its own with a
 timer; and, as many again, constructors that fail at the filter, at the interface, at the limit of sources, at a port
 that is taken, and in a subclass. After the first thousand, and when the table of addresses, which has a fixed size, is
-full, no descriptor, no membership, no registration and no thread
-may be more than there was, and at most 1 MiB of memory. Exit code 1 if one is.
+full, no descriptor, no membership, no registration and no thread may be more than there was, and at most 1 MiB of
+memory. Exit code 1 if one is.
 """
 
 from __future__ import annotations
@@ -168,10 +168,10 @@ def cycle(count: int) -> None:
         assert failed == must_fail, way.__name__
 
 
-def fill() -> None:
-    """Hear from so many ports that the table of addresses is full."""
+def fill(count: int) -> None:
+    """Hear from so many ports; 20,000 fill the table of addresses."""
     with Silent(ip=GROUP, port=PORT, interface="lo", poller=_poller):
-        for _ in range(20_000):
+        for _ in range(count):
             multicast.sendto("x", GROUP, PORT)
             _poller.poll()
 
@@ -203,7 +203,7 @@ def main() -> int:
     if [name for _, name in socket.if_nameindex() if name != "lo"]:
         raise SystemExit("this is no namespace of its own: it has more than lo (see the head of this file)")
     _taken.bind(("", 0))
-    fill()
+    fill(min(20_000, 2 * arguments.cycles))
     cycle(min(1000, arguments.cycles))
     before, memory_before = present(), memory()
     begin = time.monotonic()
