@@ -212,6 +212,27 @@ def test_between_hosts_by_ipv6(respond: Respond, hosts: tuple[netns.Host, netns.
 
 
 @pytest.mark.needs_namespaces
+def test_a_network_that_goes_and_comes_back_is_said_once(
+    respond: Respond, hosts: tuple[netns.Host, netns.Host]
+) -> None:
+    alice, bob = hosts
+    respond(host=bob)
+    with Running("ping", GROUP, "-i", "va", "--interval", "0.02", "--json", host=alice) as pinging:
+        assert json.loads(pinging.line())["source"] == "10.99.0.2"
+        alice.ip("link set va down")
+        pinging.until_said("multicast: ")
+        alice.ip("link set va up", "route replace 224.0.0.0/4 dev va")
+        # Until something comes that was sent after the pause.
+        seen = json.loads(pinging.line())["sequence"]
+        while (number := json.loads(pinging.line())["sequence"]) < seen + 50:
+            assert number > 0
+        pinging.interrupt()
+        code, _, said = pinging.end()
+    assert code == 0
+    assert said.count("multicast: ") == 1
+
+
+@pytest.mark.needs_namespaces
 def test_everybody_hears_everybody(respond: Respond, lab: netns.Lab) -> None:
     anna, bob, cleo = (lab.host(name) for name in ("anna", "bob", "cleo"))
     lab.segment(anna, bob, cleo)

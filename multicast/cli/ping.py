@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import socket
 import time
@@ -45,6 +44,7 @@ from .output import (
     command,
     count_option,
     deadline_option,
+    in_options,
     interfaces_option,
     plural,
     printable,
@@ -163,7 +163,7 @@ class Pinger(Requester):
         self._kind = Kind.CALL if call else Kind.PING
         self._probe_ttl = ttl
         self._waiting_for: deque[float] = deque()  # when the pings were sent that may be answered yet
-        self._trouble: int | None = None
+        self._trouble: str | None = None
         self._clock: Timer | None = None
         super().__init__(None, ttl=ttl, timeout=None, **options)
 
@@ -179,12 +179,13 @@ class Pinger(Requester):
         try:
             self.ask(Probe(self._kind, self.ledger.session, self.asked + 1, time.time_ns(), self._probe_ttl)
                      .encode(self._size))
-        except OSError as error:
+        except (errors.MulticastError, OSError) as error:
             if not self.pings:
                 raise
-            if error.errno != self._trouble:  # it may pass; said once
-                self._out.warn(printable(errors.describe(error)))
-            self._trouble = error.errno or errno.EIO
+            text = in_options(printable(errors.describe(error)))
+            if text != self._trouble:  # it may pass; said once
+                self._out.warn(text)
+            self._trouble = text
         else:
             self.pings += 1
             self._trouble = None
@@ -231,7 +232,7 @@ class Pinger(Requester):
         probe = Probe(Kind.ASK, self.ledger.session, self.asked + 1, time.time_ns(), self._probe_ttl)
         try:
             self.ask(probe.encode(ASK_SIZE))
-        except OSError:
+        except (errors.MulticastError, OSError):
             self.done = True  # then it is not known
             return
         self._clock = self.poller.call_later(max(self._wait / 2, 0.05), self._question)
