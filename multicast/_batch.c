@@ -697,8 +697,20 @@ static void arrange(Scratch *scratch, size_t length, size_t control)
     }
 }
 
-/* Return (borrowed) the address for what the kernel reported, from the table where it is there. */
-static PyObject *find_address(State *state, Reader *reader, const struct sockaddr_in6 *name, socklen_t length)
+static PyObject *search_address(State *state, Reader *reader, const struct sockaddr_in6 *name, socklen_t length);
+
+/* Return (borrowed) the address for what the kernel reported. */
+static inline PyObject *find_address(State *state, Reader *reader, const struct sockaddr_in6 *name, socklen_t length)
+{
+    /* With a size known here the comparison is two instructions. */
+    if (length == sizeof(struct sockaddr_in) && reader->last_length == length
+        && memcmp(reader->last_raw, name, sizeof(struct sockaddr_in)) == 0 && reader->last != NULL)
+        return reader->last;
+    return search_address(state, reader, name, length);
+}
+
+/* The same, from the table where it is there. */
+static PyObject *search_address(State *state, Reader *reader, const struct sockaddr_in6 *name, socklen_t length)
 {
     if (length > RAW)
         length = RAW;
@@ -949,23 +961,18 @@ static PyObject *receive(PyObject *module, PyObject *const *args, Py_ssize_t nar
         }
     }
 
-    Py_ssize_t count = 0;
+    Py_ssize_t count = got;
     time_t now = 0;
-    for (int i = 0; i < got; i++) {
+    for (int i = 0; i < got; i++) /* the kernel does not report more than it wrote; if it did, it is not there */
+        if (scratch->heads[i].msg_len > scratch->length)
+            scratch->heads[i].msg_len = (unsigned int)scratch->length;
+    for (int i = 0; control && i < got; i++) {
         size_t size = scratch->heads[i].msg_len;
-        size_t pieces = 1;
-        if (size > scratch->length) { /* the kernel does not report more than it wrote; if it did, it is not there */
-            size = scratch->length;
-            scratch->heads[i].msg_len = (unsigned int)size;
-        }
-        if (control) {
-            read_control(&scratch->heads[i].msg_hdr, &extras[i]);
-            if (!reader->offload || extras[i].segment <= 0 || (size_t)extras[i].segment > size)
-                extras[i].segment = 0;
-            if (extras[i].segment > 0)
-                pieces = (size + (size_t)extras[i].segment - 1) / (size_t)extras[i].segment;
-        }
-        count += (Py_ssize_t)pieces;
+        read_control(&scratch->heads[i].msg_hdr, &extras[i]);
+        if (!reader->offload || extras[i].segment <= 0 || (size_t)extras[i].segment > size)
+            extras[i].segment = 0;
+        if (extras[i].segment > 0)
+            count += (Py_ssize_t)((size - 1) / (size_t)extras[i].segment);
     }
     if (reader->details && got > 0) {
         struct timespec clock;
@@ -979,10 +986,31 @@ static PyObject *receive(PyObject *module, PyObject *const *args, Py_ssize_t nar
     Py_ssize_t place = 0;
     unsigned long long total = 0, truncated = 0;
     size_t mtu = (size_t)reader->mtu;
-    for (int i = 0; i < got; i++) {
+    for (int i = 0; !control && i < got; i++) { /* the usual case, with nothing in it that it does not need */
+        struct msghdr *head = &scratch->heads[i].msg_hdr;
+        PyObject *from = find_address(state, reader, &scratch->names[i], head->msg_namelen);
+        if (from == NULL)
+            goto done;
+        if (head->msg_flags & MSG_TRUNC) {
+            from = cut(from);
+            truncated++;
+            if (from == NULL)
+                goto done;
+        } else {
+            Py_INCREF(from);
+        }
+        PyList_SetItem(addresses, i, from);
+        size_t size = scratch->heads[i].msg_len;
+        PyObject *packet = PyBytes_FromStringAndSize(scratch->parts[i].iov_base, (Py_ssize_t)size);
+        if (packet == NULL)
+            goto done;
+        PyList_SetItem(packets, i, packet);
+        total += size;
+    }
+    for (int i = 0; control && i < got; i++) {
         const char *data = scratch->parts[i].iov_base;
         size_t size = scratch->heads[i].msg_len;
-        size_t segment = control && extras[i].segment > 0 ? (size_t)extras[i].segment : size;
+        size_t segment = extras[i].segment > 0 ? (size_t)extras[i].segment : size;
         struct msghdr *head = &scratch->heads[i].msg_hdr;
         size_t offset = 0;
         PyObject *address = find_address(state, reader, &scratch->names[i], head->msg_namelen);

@@ -254,7 +254,7 @@ def test_a_paced_sender_is_never_ahead_of_its_pace(
         assert sent == 51
         # What became due while it could not send may go together, but no more than that.
         now += 0.1
-        turns(poller)
+        turns(poller, 40)
         assert sum(size for size, _ in bursts(taker)) == 100
         source.close()
 
