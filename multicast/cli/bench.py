@@ -419,7 +419,7 @@ def _both(
         return Exit(child.returncode) if child.returncode in list(Exit) and child.returncode else Exit.REFUSED
     taker.sent = sent["packets"]
     if out.json:
-        out.event(**{name: value for name, value in sent.items() if name != "v"})
+        out.event("sent", **{name: value for name, value in sent.items() if name not in ("v", "event")})
     else:
         _row(out, "sent", sent["packets"], sent["bytes"], sent["seconds"])
     _tell_received(out, taker, dropped, True)
