@@ -863,6 +863,19 @@ def test_what_an_inbox_holds_can_be_taken_when_it_is_unregistered(poller: Poller
     inbox.close()
 
 
+def test_an_inbox_may_be_read_by_hand(poller: Poller, free_port: int) -> None:
+    inbox = Inbox(port=free_port, capacity=2, poller=poller, **ON_LO)
+    poller.unregister(inbox)
+    send(map(str, range(3)), free_port)
+    for _ in range(3):
+        inbox.handle_read()
+    assert len(inbox) == 2
+    assert [next(inbox), next(inbox)] == [b"0", b"1"]
+    inbox.handle_read()
+    assert next(inbox) == b"2"
+    inbox.close()
+
+
 def test_an_inbox_takes_the_arguments_of_a_listener(poller: Poller, free_port: int) -> None:
     inbox = listen(
         ip="239.1.1.1", port=free_port, mtu=2, filter="t", details=True, sources=["127.0.0.1"], poller=poller, **ON_LO

@@ -725,6 +725,28 @@ def test_a_set_made_anew_does_not_watch_the_wrong_file(poller: Poller, pair: Cal
         os.close(number)
 
 
+def test_timers_and_calls_wake_a_set_made_anew(poller: Poller, pair: Callable[..., Pair]) -> None:
+    dead, neighbour = pair(), pair()
+    poller.register(dead)
+    poller.register(neighbour)
+    calls: list[str] = []
+    poller.call_later(0.05, calls.append, "timer")
+    poller.poll(0.001)  # waits, and so sets the alarm
+    copy = os.dup(dead.fileno())
+    try:
+        dead.ours.close()
+        poller.unregister(dead)
+        dead.tell()
+        turns(poller, 3)
+        while not calls:
+            poller.poll(None)
+        with polling_thread(poller):
+            poller.call_soon(poller.stop)
+    finally:
+        os.close(copy)
+    assert calls == ["timer"]
+
+
 def test_no_room_for_a_new_set_is_reported_and_nobody_is_forgotten(poller: Poller, pair: Callable[..., Pair]) -> None:
     dead, neighbour = pair(), pair()
     poller.register(dead)

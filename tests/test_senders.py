@@ -754,6 +754,27 @@ def test_a_packet_is_kept_until_the_network_is_back(
         assert sender.statistics().refused == 0
 
 
+def test_the_same_trouble_is_reported_again_when_it_comes_again(
+    ear: Ear, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    reported: list[Exception] = []
+
+    class Careful(Script):
+        def handle_error(self, error: Exception) -> None:
+            reported.append(error)
+
+    with Poller(clock=clock) as poller:
+        gone = errno.ENETDOWN
+        Refusing(monkeypatch, gone, gone, 0, gone, gone)
+        Careful(["a", "b", "c"], port=free_port, ttl=0, poller=poller, interval=1)
+        for _ in range(10):
+            turns(poller)
+            clock.advance(1)
+    assert [error.errno for error in reported if isinstance(error, OSError)] == [gone, gone]
+    assert ear.heard() == [b"a", b"b", b"c"]
+
+
 def test_a_packet_that_is_refused_is_reported_and_counted_and_the_next_goes(
     poller: Poller, ear: Ear, free_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
