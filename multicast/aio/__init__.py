@@ -25,7 +25,7 @@ from multicast.filters import Filter
 from multicast.listeners import MulticastListener, Statistics
 from multicast.poller import Poller
 from multicast.senders import Transmission, as_packets, destination
-from multicast.sockets import DEFAULT_IP, DEFAULT_PORT, WhichInterface, WhichInterfaces, open_sender
+from multicast.sockets import DEFAULT_IP, DEFAULT_PORT, WhichInterface, WhichInterfaces, open_sender, takes_bursts
 
 if TYPE_CHECKING:
     import asyncio
@@ -216,7 +216,7 @@ class Sender:
         self._socket, sockaddr = open_sender(
             self._to, ttl, interface=interface, source_ip=source_ip, source_port=source_port, loopback=loopback
         )
-        self._writer = batch.Writer(self._socket, sockaddr)
+        self._writer = batch.Writer(self._socket, sockaddr, offload=takes_bursts())
 
     async def send(self, packets: str | bytes | Iterable[str | bytes]) -> int:
         """Send one packet or an iterable of packets; return how many, once the kernel has taken all of them.
