@@ -125,7 +125,7 @@ def test_our_own_network_is_private() -> None:
 def frame(tmp_path: Path) -> Path:
     """A project with our test frame, and no tests yet."""
     (tmp_path / "tests").mkdir()
-    for name in ("conftest.py", "setup.cfg", "tests/conftest.py", "tests/netns.py"):
+    for name in ("conftest.py", "setup.cfg", "tests/catalogue.py", "tests/conftest.py", "tests/netns.py"):
         shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path
 
