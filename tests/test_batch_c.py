@@ -559,6 +559,51 @@ def test_forged_sources_do_not_fill_the_memory(batch: Any, free_port: int) -> No
     assert resident[-1] - resident[0] < 6000, "kilobytes; a hundred bytes and more for each would be above that"
 
 
+# -- system calls that fail ----------------------------------------------------------------------------------
+
+
+@pytest.mark.needs_program("strace")
+@pytest.mark.skipif(not BUILT, reason="the Python form makes calls that others make too")
+@pytest.mark.parametrize("call", ["recvmmsg", "sendmmsg"])
+@pytest.mark.parametrize("fault", ["EINTR", "ENOMEM", "ENOBUFS"])
+def test_a_call_that_fails_once_loses_nothing(call: str, fault: str) -> None:
+    code = """
+        import multicast
+        heard, errors = [], []
+
+        class Steady(multicast.MulticastListener):
+            def handle_packet(self, packet, addr):
+                heard.append(packet)
+
+            def handle_error(self, error):
+                errors.append(error)
+
+        listener = Steady(interface="lo", rcvbuf=1 << 20)
+        packets = [b"%d" % number for number in range(300)]
+        sent = 0
+        while sent < 300:
+            try:
+                sent += multicast.sendto(packets[sent:], interface="lo")
+            except OSError as error:
+                errors.append(error)
+        for _ in range(20):
+            multicast.poll()
+        assert heard == packets, (len(heard), errors)
+        print(len(errors))
+    """
+    inject = ["-e", f"trace={call}", "-e", f"inject={call}:error={fault}:when=1"]
+    done = subprocess.run(
+        ["strace", "-f", "-qq", "-o", "/dev/null", *inject, *netns.python(code)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 0, done.stderr
+    # An interrupted call is made again, and a full queue is waited for; other errors are told, once.
+    told = 0 if fault == "EINTR" or (fault == "ENOBUFS" and "send" in call) else 1
+    assert int(done.stdout) == told
+
+
 # -- several threads -----------------------------------------------------------------------------------------
 
 
