@@ -247,7 +247,7 @@ class Requester(DatagramListener):
     `ArgumentError`, `InterfaceError`, `PacketTypeError`, `PacketSizeError`, and `OSError` with advice.
     """
 
-    _timer: Timer | None = None
+    _timeout_timer: Timer | None = None
 
     def __init__(
         self,
@@ -274,10 +274,10 @@ class Requester(DatagramListener):
         self._batches_left: int | None = None  # None while the time is not over
         #: The reply that `handle_reply` is called with, or was called with last.
         self.reply: Reply | None = None
-        self._prepare(None, _LONGEST)
+        self._check_arguments(None, _LONGEST)
         everywhere = "::" if self.group.family == socket.AF_INET6 else "0.0.0.0"  # noqa: S104 -- whichever is asked
         opened = sockets.open_unicast(everywhere, 0, ttl=ttl, rcvbuf=rcvbuf, details=True)
-        self._start(opened, _LONGEST, None, None, True, poller)
+        self._take_over(opened, _LONGEST, None, None, True, poller)
         if self._request_packet is not None:
             self.ask()
 
@@ -336,10 +336,10 @@ class Requester(DatagramListener):
         self._send_by_each(self.socket, self._request_packet)
         number = self._exchange.ask(now)
         self._batches_left = None
-        if self._timer is not None:
-            self._timer.cancel()
+        if self._timeout_timer is not None:
+            self._timeout_timer.cancel()
         if self.timeout is not None:
-            self._timer = self.poller.call_at(now + self.timeout, self._time_is_over)
+            self._timeout_timer = self.poller.call_at(now + self.timeout, self._time_is_over)
         return number
 
     def _send_by_each(self, opened: socket.socket, packet: bytes) -> None:
@@ -360,7 +360,7 @@ class Requester(DatagramListener):
         if self._batches_left is None:
             super().handle_read()
             return
-        before = self._reader.packets
+        before = self._socket_reader.packets
         more = self.pending
         self._batches_left -= 1
         try:
@@ -371,7 +371,7 @@ class Requester(DatagramListener):
             else:
                 self.close()
             raise
-        more = more or self._reader.packets - before >= batch.LIMIT
+        more = more or self._socket_reader.packets - before >= batch.LIMIT
         if self.closed or self._batches_left is None:
             return
         if more and self._batches_left > 0:
@@ -401,8 +401,8 @@ class Requester(DatagramListener):
 
     def close(self) -> None:
         """Stop waiting for replies and close the socket. Idempotent."""
-        if self._timer is not None:
-            self._timer.cancel()
+        if self._timeout_timer is not None:
+            self._timeout_timer.cancel()
         super().close()
 
 

@@ -99,12 +99,12 @@ class DatagramListener(Dispatcher):
         offload: bool = False,
         poller: Poller | None = None,
     ) -> None:
-        self._prepare(filter, mtu, rcvbuf, kernel_filter=kernel_filter, offload=offload)
+        self._check_arguments(filter, mtu, rcvbuf, kernel_filter=kernel_filter, offload=offload)
         opened = self._with_program(functools.partial(open_unicast, ip, port, rcvbuf=rcvbuf, details=details))
         own = opened.getsockname()[0]
-        self._start(opened, mtu, None if own in ("0.0.0.0", "::") else own, None, details, poller)  # noqa: S104
+        self._take_over(opened, mtu, None if own in ("0.0.0.0", "::") else own, None, details, poller)  # noqa: S104
 
-    def _prepare(
+    def _check_arguments(
         self,
         filter: Filter,
         mtu: int,
@@ -117,31 +117,32 @@ class DatagramListener(Dispatcher):
     ) -> None:
         """Check what can be checked before a socket is opened; `shard` is the program that deals out packets."""
         wanted = filters.class_filter(self) if filter is None else filter
-        self._accept = filters.predicate(wanted)
+        self._passes_filter = filters.predicate(wanted)
         if isinstance(mtu, bool) or not isinstance(mtu, int) or mtu < 1:
             raise ArgumentError(f"mtu must be a number of bytes, 1 or more, not {mtu!r}")
         if rcvbuf is not None:
             check_rcvbuf(rcvbuf)
         refusals = filters.refusals(wanted) if kernel_filter else []
         #: The kernel's programs: all that is wanted, and the least that is needed.
-        self._program = filters.assemble([*shard, *refusals]) if shard or refusals else []
-        self._needed = filters.assemble([*shard]) if shard else []
+        self._kernel_program = filters.assemble([*shard, *refusals]) if shard or refusals else []
+        self._least_program = filters.assemble([*shard]) if shard else []
         # A program sees the first packet of a burst only, and would decide for all of them.
-        self._offload = offload and whole_bursts and not refusals
+        self._takes_bursts = offload and whole_bursts and not refusals
 
     def _with_program(self, opening: Callable[..., _Result]) -> _Result:
         """Open a socket with the kernel's program; where the kernel takes none, without what is not needed."""
         try:
-            return opening(program=self._program, bursts=self._offload)
+            return opening(program=self._kernel_program, bursts=self._takes_bursts)
         except OSError as error:
-            if self._program == self._needed or error.errno not in (errno.ENOMEM, errno.ENOPROTOOPT, errno.EPERM):
+            refused = error.errno in (errno.ENOMEM, errno.ENOPROTOOPT, errno.EPERM)
+            if self._kernel_program == self._least_program or not refused:
                 raise
         # Too little memory for options (net.core.optmem_max), or not Linux itself: the filter in Python does it all.
-        opened = opening(program=self._needed, bursts=self._offload)
-        self._program = self._needed
+        opened = opening(program=self._least_program, bursts=self._takes_bursts)
+        self._kernel_program = self._least_program
         return opened
 
-    def _start(
+    def _take_over(
         self,
         opened: socket.socket,
         mtu: int,
@@ -152,16 +153,16 @@ class DatagramListener(Dispatcher):
     ) -> None:
         """Take over the socket."""
         Dispatcher.__init__(self, opened, poller)
-        self._reader = batch.Reader(
-            opened, mtu, group=group, interface=interface, details=details, offload=self._offload
+        self._socket_reader = batch.Reader(
+            opened, mtu, group=group, interface=interface, details=details, offload=self._takes_bursts
         )
         # Read and not delivered yet: a handler raised or is at work, or more came at once than is good for one turn.
-        self._unread: Iterator[tuple[bytes, Address]] | None = None
-        self._batch: list[bytes] = []
-        self._packets_left: Iterator[bytes] = iter(self._batch)  # what is left of it, to be counted
-        self._forgotten = 0  # read, and closed before they were delivered
-        self._refused = 0  # by the filter in Python
-        self._refused_in_kernel = self._dropped = 0
+        self._unread_packets: Iterator[tuple[bytes, Address]] | None = None
+        self._batch_read: list[bytes] = []
+        self._packets_left: Iterator[bytes] = iter(self._batch_read)  # what is left of it, to be counted
+        self._unread_forgotten = 0  # read, and closed before they were delivered
+        self._filter_refused = 0  # by the filter in Python
+        self._refused_in_kernel = self._kernel_dropped = 0
         self._read_before = (0, 0, 0)  # packets, bytes and cut ones, by readers that this one has replaced
         self._count_from(opened)
 
@@ -185,28 +186,28 @@ class DatagramListener(Dispatcher):
 
     def handle_read(self) -> None:
         """Receive one batch and deliver it; called by the poller."""
-        room = self._room()
-        unread = self._unread
+        room = self._packet_room()
+        unread = self._unread_packets
         if unread is None:
-            packets, addresses = batch.receive(self._reader, room)
-            self._batch = packets
+            packets, addresses = batch.receive(self._socket_reader, room)
+            self._batch_read = packets
             self._packets_left = left = iter(packets)
-            self._unread = unread = zip(left, addresses, strict=False)  # `_forget` makes one shorter
+            self._unread_packets = unread = zip(left, addresses, strict=False)  # `_forget` makes one shorter
             if len(packets) > room:  # from bursts; they take turns with everybody else's
                 unread = islice(unread, room)
         else:
             unread = islice(unread, room)
-        self._deliver(unread)
+        self._deliver_packets(unread)
 
-    def _room(self) -> int:
+    def _packet_room(self) -> int:
         """Return how many packets may be delivered now."""
         return batch.LIMIT
 
-    def _deliver(self, packets: Iterator[tuple[bytes, Address]]) -> None:
+    def _deliver_packets(self, packets: Iterator[tuple[bytes, Address]]) -> None:
         # They are taken from `_unread`, so that a handler that polls gets the rest of it before newer ones. A handler
         # that closes its listener ends the loop by emptying the list below it (`_forget`); and `statistics` works out
         # what was delivered from what is left there. So nothing but the calls is done for each packet.
-        accept, handle = self._accept, self.handle_packet
+        accept, handle = self._passes_filter, self.handle_packet
         filtered = 0
         try:
             if accept is None:
@@ -220,16 +221,16 @@ class DatagramListener(Dispatcher):
                     elif handle(packet, addr):
                         self.close()
         finally:
-            self._refused += filtered
+            self._filter_refused += filtered
             if self.socket is not None and length_hint(self._packets_left):
                 self.poller.revisit(self)
             else:
-                self._unread = None
+                self._unread_packets = None
 
-    def _forget(self) -> None:
+    def _forget_unread(self) -> None:
         """Deliver nothing of what was read before."""
-        self._forgotten += length_hint(self._packets_left)
-        self._batch.clear()
+        self._unread_forgotten += length_hint(self._packets_left)
+        self._batch_read.clear()
 
     def close(self) -> None:
         """Leave the groups, unregister, and close the socket; nothing is delivered from then on. Idempotent."""
@@ -237,16 +238,16 @@ class DatagramListener(Dispatcher):
             try:
                 super().close()
             finally:
-                self._forget()
+                self._forget_unread()
 
     def _abandon(self) -> None:
         super()._abandon()
-        self._forget()
+        self._forget_unread()
 
     @property
     def pending(self) -> bool:
         """Whether packets were read from the socket that are not delivered yet."""
-        return self._unread is not None
+        return self._unread_packets is not None
 
     @property
     def rcvbuf(self) -> int:
@@ -256,22 +257,22 @@ class DatagramListener(Dispatcher):
     def statistics(self) -> Statistics:
         """Return what was counted so far; it stays readable after `close`."""
         self._count_drops()
-        reader = self._reader
+        reader = self._socket_reader
         packets, octets, truncated = self._read_before
         packets += reader.packets
         return Statistics(
             packets,
             octets + reader.bytes,
-            packets - self._refused - self._forgotten - length_hint(self._packets_left),
-            self._refused + self._refused_in_kernel,
+            packets - self._filter_refused - self._unread_forgotten - length_hint(self._packets_left),
+            self._filter_refused + self._refused_in_kernel,
             truncated + reader.truncated,
-            self._dropped,
+            self._kernel_dropped,
         )
 
     @property
     def _kernel_refuses(self) -> bool:
         """Whether the kernel's counter of drops has packets in it that were not wanted."""
-        return bool(self._program)
+        return bool(self._kernel_program)
 
     def _count_from(self, opened: socket.socket) -> None:
         """Count what the kernel drops at this socket from now on."""
@@ -292,7 +293,7 @@ class DatagramListener(Dispatcher):
             self._overflows = overflowed
             self._refused_in_kernel += new - lost
             new = lost
-        self._dropped += new
+        self._kernel_dropped += new
 
     def _leave(self, socket: socket.socket) -> None:
         self._count_drops()
@@ -360,7 +361,7 @@ class MulticastListener(DatagramListener):
     ) -> None:
         #: The group, its port and sources.
         self.group = Group.of(ip, port, sources)
-        self._prepare(
+        self._check_arguments(
             filter,
             mtu,
             rcvbuf,
@@ -371,20 +372,20 @@ class MulticastListener(DatagramListener):
         )
         chosen = receiving(self.group, interface)
         # What was asked for, and the names this meant: a device that is made anew comes back under its name only.
-        self._asked = [(one, resolve(one, chosen).name) for one in named(self.group, interface)]
-        self._excluded = tuple(() if exclude is None else (exclude,) if isinstance(exclude, str) else exclude)
-        self._open = functools.partial(
+        self._asked_interfaces = [(one, resolve(one, chosen).name) for one in named(self.group, interface)]
+        self._excluded_sources = tuple(() if exclude is None else (exclude,) if isinstance(exclude, str) else exclude)
+        self._open_joined = functools.partial(
             open_receiver,
             self.group,
-            exclude=self._excluded,
+            exclude=self._excluded_sources,
             rcvbuf=rcvbuf,
             details=details,
-            optional=not self._asked,
+            optional=not self._asked_interfaces,
         )
-        opened, joined = self._with_program(functools.partial(self._open, chosen))
+        opened, joined = self._with_program(functools.partial(self._open_joined, chosen))
         #: The interfaces the group is joined on.
         self.interfaces: tuple[Interface, ...] = tuple(joined)
-        self._start(opened, mtu, self.group.address, self._alone, details, poller)
+        self._take_over(opened, mtu, self.group.address, self._only_interface, details, poller)
 
     def handle_interfaces(self, gone: Sequence[Interface], joined: Sequence[Interface]) -> None:
         """Called when interfaces of this listener went away, or came (back) and were joined; logs it.
@@ -393,7 +394,7 @@ class MulticastListener(DatagramListener):
         it was made anew, within about a second of the change.
         """
         # Who asked for all interfaces expects them to come and go; who named one misses it.
-        level = logging.WARNING if self._asked else logging.INFO
+        level = logging.WARNING if self._asked_interfaces else logging.INFO
         for interface in gone:
             _log.log(level, "%s: the interface %s is gone; joining when it is back", self.group, interface.name)
         for interface in joined:
@@ -410,21 +411,21 @@ class MulticastListener(DatagramListener):
             if not vigil.listeners:
                 vigil.close()
 
-    def _follow(self, present: Sequence[Interface], known: Container[tuple[str, str]]) -> None:
+    def _follow_interfaces(self, present: Sequence[Interface], known: Container[tuple[str, str]]) -> None:
         """Make the memberships fit the interfaces there are; `known` are those the kernel lists, by name and group."""
         if self.socket is None:
             return
         indices = {interface.index for interface in present}
         kept = [interface for interface in self.interfaces if interface.index in indices]
         gone = [interface for interface in self.interfaces if interface.index not in indices]
-        wanted = self._wanted(present)
+        wanted = self._wanted_interfaces(present)
         # The kernel's list decides, not what we did: a driver that is loaded anew loses memberships. It goes by names,
         # and these may have been changed, so it is asked under the present ones.
         before = {interface.index for interface in kept}
         fresh = [one for one in wanted if one.index not in before or (one.name, self.group.address) not in known]
         for interface in (*gone, *fresh):
             leave(self.socket, self.group, interface.index)
-        joined = self._join(fresh)
+        joined = self._join_fresh(fresh)
         if gone or joined:
             still = [interface for interface in kept if interface.index not in {one.index for one in joined}]
             self.interfaces = (*still, *joined)
@@ -432,30 +433,30 @@ class MulticastListener(DatagramListener):
             self.handle_interfaces(gone, joined)
 
     @property
-    def _alone(self) -> str | None:
+    def _only_interface(self) -> str | None:
         """The name of the interface packets arrive on, when it can be one alone."""
         return self.interfaces[0].name if len(self.interfaces) == 1 else None
 
     def _renew_reader(self, opened: socket.socket) -> None:
         """Read from this socket from now on, and from the interfaces that are joined now."""
-        old = self._reader
+        old = self._socket_reader
         packets, octets, truncated = self._read_before
         self._read_before = (packets + old.packets, octets + old.bytes, truncated + old.truncated)
-        self._reader = batch.Reader(
+        self._socket_reader = batch.Reader(
             opened,
             old.mtu,
             group=old.group,
-            interface=self._alone,
+            interface=self._only_interface,
             details=old.details,
             offload=old.offload,
         )
 
-    def _wanted(self, present: Sequence[Interface]) -> list[Interface]:
+    def _wanted_interfaces(self, present: Sequence[Interface]) -> list[Interface]:
         """Return which of the interfaces `present` this listener is to be joined on."""
-        if not self._asked:
+        if not self._asked_interfaces:
             return usable(present)
         found = {}
-        for one, name in self._asked:
+        for one, name in self._asked_interfaces:
             for spelling in (one, name):
                 try:
                     interface = resolve(spelling, present)
@@ -465,32 +466,32 @@ class MulticastListener(DatagramListener):
                 break
         return list(found.values())
 
-    def _join(self, fresh: Sequence[Interface]) -> list[Interface]:
+    def _join_fresh(self, fresh: Sequence[Interface]) -> list[Interface]:
         """Join on interfaces that are new here; return those where it worked. The rest waits for the next change."""
         if not fresh or self.socket is None:
             return []
         if self.group.needs_interface:
-            return self._reopen(fresh)
+            return self._reopen_joined(fresh)
         joined = []
         for interface in fresh:
             try:
-                join_on(self.socket, self.group, interface, self._excluded)
+                join_on(self.socket, self.group, interface, self._excluded_sources)
                 joined.append(interface)
             except OSError as error:
                 _log.warning("%s is not joined on %s: %s", self.group, interface.name, error)
-        if self._asked:
-            confine(self.socket, self.group, [*self.interfaces, *joined], self._program)
+        if self._asked_interfaces:
+            confine(self.socket, self.group, [*self.interfaces, *joined], self._kernel_program)
         return joined
 
     @property
     def _kernel_refuses(self) -> bool:
-        return bool(self._program) or (bool(self._asked) and crosses_interfaces(self.group))
+        return bool(self._kernel_program) or (bool(self._asked_interfaces) and crosses_interfaces(self.group))
 
-    def _reopen(self, fresh: Sequence[Interface]) -> list[Interface]:
+    def _reopen_joined(self, fresh: Sequence[Interface]) -> list[Interface]:
         """Take a new socket: one for a link-local group is bound to its interface, and does not outlive it."""
         assert self.socket is not None  # noqa: S101 -- the caller has looked
         try:
-            opened, joined = self._with_program(functools.partial(self._open, fresh))
+            opened, joined = self._with_program(functools.partial(self._open_joined, fresh))
         except OSError as error:
             _log.warning("%s is not joined on %s: %s", self.group, fresh[0].name, error)
             return []
@@ -539,7 +540,7 @@ class _Vigil(Watch):
         present = interfaces()
         known = {(membership.interface, membership.group) for membership in memberships()}
         for listener in list(self.listeners):
-            listener._follow(present, known)
+            listener._follow_interfaces(present, known)
 
     def close(self) -> None:
         if self._timer is not None:
@@ -586,14 +587,14 @@ class Inbox(MulticastListener):
 
     def handle_read(self) -> None:
         """Receive as many packets as there is room for; called by the poller."""
-        if self._room() > 0:
+        if self._packet_room() > 0:
             super().handle_read()
-        if self._room() <= 0 and self in self.poller:
+        if self._packet_room() <= 0 and self in self.poller:
             # Leave the rest in the kernel, which counts what it has no room for.
             self._full = True
             self.poller.modify(self, select.EPOLLERR)
 
-    def _room(self) -> int:
+    def _packet_room(self) -> int:
         return min(batch.LIMIT, self._capacity - len(self._waiting))
 
     def __len__(self) -> int:

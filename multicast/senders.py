@@ -129,9 +129,9 @@ class Transmission:
         self, writer: batch.Writer, to: Endpoint, packets: Iterable[object], chunk: int | None = None
     ) -> None:
         self._chunk = chunk  # how many packets to take at once; None: as many as the iterable has without delay
-        self._writer = writer
+        self._socket_writer = writer
         self._to = to
-        self._packets = iter(packets)
+        self._packet_iterator = iter(packets)
         #: How many packets the kernel has taken.
         self.sent = 0
 
@@ -142,25 +142,25 @@ class Transmission:
             chunk: list[bytes] = []
             began = time.perf_counter()
             try:
-                batch.take(self._packets, chunk, size or 1, self._to.longest)
+                batch.take(self._packet_iterator, chunk, size or 1, self._to.longest)
             except Exception as error:
                 failure = error  # raised when what came before it is sent
             if self._chunk is None:
                 size = 0 if time.perf_counter() - began > _SLOW else min(2 * size or 1, batch.LIMIT)
             if not chunk:
                 break
-            yield from self._send(chunk)
+            yield from self._send_taken(chunk)
             yield 0
         if failure is not None:
             raise failure
 
-    def _send(self, packets: list[bytes]) -> Iterator[float | None]:
+    def _send_taken(self, packets: list[bytes]) -> Iterator[float | None]:
         done = 0
         full_since: float | None = None
         pause = _FULL_FIRST
         while done < len(packets):
             try:
-                count = batch.send(self._writer, packets, done)
+                count = batch.send(self._socket_writer, packets, done)
             except BlockingIOError:
                 yield None
             except OSError as error:
@@ -223,7 +223,7 @@ class Multicaster(Dispatcher):
 
     # How long a sender whose iterable yielded None waits before it asks again, in seconds.
     _NOTHING = 0.01
-    _timer: Timer | None = None
+    _rest_timer: Timer | None = None
 
     def __init__(
         self,
@@ -254,19 +254,19 @@ class Multicaster(Dispatcher):
             self.group, ttl, interface=interface, source_ip=source_ip, source_port=source_port, loopback=loopback
         )
         super().__init__(opened, poller)
-        self._writer = batch.Writer(opened, sockaddr, offload=offload and takes_bursts())
+        self._socket_writer = batch.Writer(opened, sockaddr, offload=offload and takes_bursts())
         # A device that is made anew has another index; it comes back under its name.
         name = resolve(interface).name if isinstance(interface, (int, Interface)) else interface
-        self._pin = functools.partial(pin, opened, self.group, ttl, name, source_ip)
-        self._gone: OSError | None = None  # what the network said last, and was reported
-        self._packets: Iterator[Any] | None = None
-        self._taken: list[bytes] = []  # taken from the iterable, due, and not sent yet
-        self._ended = False
-        self._failure: Exception | None = None
-        self._size = 1  # how many to take at once: more while the iterable is quick
-        self._due = -math.inf  # when the next packet may be taken; only paced senders use it
+        self._choose_again = functools.partial(pin, opened, self.group, ttl, name, source_ip)
+        self._network_gone: OSError | None = None  # what the network said last, and was reported
+        self._packet_iterator: Iterator[Any] | None = None
+        self._taken_packets: list[bytes] = []  # taken from the iterable, due, and not sent yet
+        self._iterable_ended = False
+        self._iterable_failure: Exception | None = None
+        self._batch_size = 1  # how many to take at once: more while the iterable is quick
+        self._next_due = -math.inf  # when the next packet may be taken; only paced senders use it
         self._rest_until = -math.inf
-        self._sent = self._sent_bytes = self._refused = self._full = 0
+        self._packets_sent = self._bytes_sent = self._packets_refused = self._times_full = 0
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} to {self.group}{', closed' if self.closed else ''}>"
@@ -277,113 +277,114 @@ class Multicaster(Dispatcher):
 
     def statistics(self) -> SenderStatistics:
         """Return what was counted so far."""
-        return SenderStatistics(self._sent, self._sent_bytes, self._refused, self._full)
+        return SenderStatistics(self._packets_sent, self._bytes_sent, self._packets_refused, self._times_full)
 
     def handle_write(self) -> None:
         """Send what is due; called by the poller."""
         if self.poller.time() < self._rest_until:
             # Nothing is due. It is an error waiting at the socket that brought us here, or another poller.
-            batch.drain_errors(self._writer.socket)
-            self._rest(self._rest_until)
+            batch.drain_errors(self._socket_writer.socket)
+            self._rest_till(self._rest_until)
             return
         self._rest_until = -math.inf
         idle = False
-        if not self._taken and not self._ended:
-            idle = self._take()
-        if self._taken and not self.closed and not self._send():
+        if not self._taken_packets and not self._iterable_ended:
+            idle = self._take_due()
+        if self._taken_packets and not self.closed and not self._send_taken():
             return
-        if self._ended:
+        if self._iterable_ended:
             self.close()
-            if self._failure is not None:
-                raise self._failure
+            if self._iterable_failure is not None:
+                raise self._iterable_failure
         elif self.closed:  # by its own iterable
             return
-        elif self._paced or idle:
+        elif self._is_paced or idle:
             pause = self.poller.time() + self._NOTHING if idle else -math.inf
-            self._rest(max(self._due, pause))
+            self._rest_till(max(self._next_due, pause))
 
     @property
-    def _paced(self) -> bool:
+    def _is_paced(self) -> bool:
         return bool(self.rate or self.interval)
 
-    def _take(self) -> bool:
+    def _take_due(self) -> bool:
         """Take the packets that are due, up to a batch; return whether the iterable had nothing for now."""
-        paced = self._paced
+        paced = self._is_paced
         if paced:
             now = self.poller.time()
-            if now - self._due > _LAG:
-                self._due = now
+            if now - self._next_due > _LAG:
+                self._next_due = now
             horizon = now + _TICK / 2
         try:
-            if self._packets is None:
-                self._packets = iter(self)
+            if self._packet_iterator is None:
+                self._packet_iterator = iter(self)
             began = time.perf_counter()
-            while len(self._taken) < self._size and not (paced and self._due > horizon):
-                packet = next(self._packets)
+            while len(self._taken_packets) < self._batch_size and not (paced and self._next_due > horizon):
+                packet = next(self._packet_iterator)
                 if packet is None:
                     if paced:
-                        self._due = max(self._due, now)  # having nothing to send is no delay to catch up with
+                        self._next_due = max(self._next_due, now)  # having nothing to send is no delay to catch up with
                     return True
                 data = batch.encode(packet, self.group.longest)
-                self._taken.append(data)
+                self._taken_packets.append(data)
                 if paced:
-                    self._due += self.interval + (8 * len(data) / self.rate if self.rate else 0)
+                    self._next_due += self.interval + (8 * len(data) / self.rate if self.rate else 0)
                 if time.perf_counter() - began > _SLOW:
-                    self._size = 1
+                    self._batch_size = 1
                     break
             else:
-                self._size = min(2 * self._size, batch.LIMIT)
+                self._batch_size = min(2 * self._batch_size, batch.LIMIT)
         except StopIteration:
-            self._ended = True
+            self._iterable_ended = True
         except Exception as error:
             # What was taken before is sent first; then the sender ends with this.
-            self._ended = True
-            self._failure = error
+            self._iterable_ended = True
+            self._iterable_failure = error
         return False
 
-    def _send(self) -> bool:
+    def _send_taken(self) -> bool:
         """Send what was taken; return whether all of it went."""
-        taken = self._taken
+        taken = self._taken_packets
         try:
-            count = batch.send(self._writer, taken)
+            count = batch.send(self._socket_writer, taken)
         except BlockingIOError:
             return False
         except OSError as error:
             if error.errno == errno.ENOBUFS:
-                self._full += 1
-                self._rest(self.poller.time() + _FULL_FIRST)
+                self._times_full += 1
+                self._rest_till(self.poller.time() + _FULL_FIRST)
                 return False
             if error.errno in _TRANSIENT:
                 return self._wait_for_network(error)
             del taken[0]
-            self._refused += 1
+            self._packets_refused += 1
             raise _explained(error, self.group) from None
-        self._gone = None
-        self._sent += count
-        self._sent_bytes += sum(map(len, taken[:count]))
+        self._network_gone = None
+        self._packets_sent += count
+        self._bytes_sent += sum(map(len, taken[:count]))
         del taken[:count]
         return not taken
 
     def _wait_for_network(self, error: OSError) -> bool:
         """Rest, and report the error unless it is the one that was reported last; always False."""
-        reported, self._gone = self._gone, error
-        self._rest(self.poller.time() + _GONE_PAUSE)
+        reported, self._network_gone = self._network_gone, error
+        self._rest_till(self.poller.time() + _GONE_PAUSE)
         try:
-            self._writer = batch.Writer(self._writer.socket, self._pin(), offload=self._writer.offload)
+            before = self._socket_writer
+            self._socket_writer = batch.Writer(before.socket, self._choose_again(), offload=before.offload)
         except (LookupError, OSError):
             pass  # it is not there yet
         if reported is None or reported.errno != error.errno:
             raise _explained(error, self.group) from None
         return False
 
-    def _rest(self, until: float) -> None:
+    def _rest_till(self, until: float) -> None:
         """Send nothing until then, on the poller's clock."""
         self._rest_until = until
-        if self._timer is not None:
-            self._timer.cancel()
+        if self._rest_timer is not None:
+            self._rest_timer.cancel()
         if self in self.poller:  # not so when it is driven by hand, or was unregistered
             self.poller.modify(self, select.EPOLLERR)
-        self._timer = self.poller.call_at(until, self._wake_up)
+        self._rest_timer = self.poller.call_at(until, self._wake_up)
 
     def _wake_up(self) -> None:
         """Go on after a rest. The socket is writable as a rule, so it is tried before it is watched for that."""
@@ -402,6 +403,6 @@ class Multicaster(Dispatcher):
 
     def close(self) -> None:
         """Stop sending and close the socket; what was taken from the iterable and not sent is dropped. Idempotent."""
-        if self._timer is not None:
-            self._timer.cancel()
+        if self._rest_timer is not None:
+            self._rest_timer.cancel()
         super().close()

@@ -102,18 +102,18 @@ class Recorder(MulticastListener):
 
     def _record(self) -> list[Address]:
         """Receive one batch and write it; return where its packets came from."""
-        packets, addrs = batch.receive(self._reader)
+        packets, addrs = batch.receive(self._socket_reader)
         if not packets:
             return addrs
-        accept = self._accept
+        accept = self._passes_filter
         if accept is not None:
             passed = [pair for pair in zip(packets, addrs, strict=True) if accept(*pair)]
-            self._refused += len(packets) - len(passed)
+            self._filter_refused += len(packets) - len(passed)
             packets, addrs = [packet for packet, _ in passed], [addr for _, addr in passed]
         file = self.file
         if self._limit is not None:
             room = max(0, self._limit - file.packets)
-            self._forgotten += max(0, len(packets) - room)
+            self._unread_forgotten += max(0, len(packets) - room)
             packets, addrs = packets[:room], addrs[:room]
         if file.closed:  # by another recorder, for the disk is full
             self.close()
@@ -151,7 +151,7 @@ class Recorder(MulticastListener):
 
     def _tell_drops(self) -> None:
         self._count_drops()
-        new, self._told = self._dropped - self._told, self._dropped
+        new, self._told = self._kernel_dropped - self._told, self._kernel_dropped
         if not self.file.closed:
             self.file.dropped(self._first, new, self._comment)
 

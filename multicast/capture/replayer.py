@@ -257,9 +257,9 @@ class Replayer(Multicaster):
         except BaseException:
             self._file.close()
             raise
-        renew = self._pin
+        renew = self._choose_again
         # The network being back, a packet still goes where it was to go, and not to the first destination.
-        self._pin = lambda: (renew(), self._writer.sockaddr)[1]  # type: ignore[assignment]
+        self._choose_again = lambda: (renew(), self._socket_writer.sockaddr)[1]  # type: ignore[assignment]
         #: How far from their time the packets were sent.
         self.timing = Timing()
         #: Packets that could not be sent: cut short in the file, or longer than fits in a packet to the new group.
@@ -269,7 +269,7 @@ class Replayer(Multicaster):
         #: How many times the file was played to its end.
         self.rounds = 0
         self._routes: dict[tuple[str, int], batch.Writer | None] = {}
-        self._schedule = self._timed() if self._paced else self._hurried()
+        self._schedule = self._timed() if self._is_paced else self._hurried()
         self._ahead: tuple[float, list[bytes], batch.Writer] | None = None
         self._dues: list[float] = []
 
@@ -301,10 +301,10 @@ class Replayer(Multicaster):
         writer = None
         if to is not None:
             if to == self.group:
-                writer = self._writer
+                writer = self._socket_writer
             else:
                 opened, index = self._socket(to)
-                writer = batch.Writer(opened, to.sockaddr(index), offload=self._writer.offload)
+                writer = batch.Writer(opened, to.sockaddr(index), offload=self._socket_writer.offload)
         self._routes[place] = writer
         return writer
 
@@ -402,11 +402,11 @@ class Replayer(Multicaster):
         return self._loop
 
     @property
-    def _paced(self) -> bool:
+    def _is_paced(self) -> bool:
         return not math.isinf(self.speed)
 
-    def _take(self) -> bool:
-        taken = self._taken
+    def _take_due(self) -> bool:
+        taken = self._taken_packets
         writer: batch.Writer | None = None
         now = self.poller.time() + _EARLY
         try:
@@ -417,53 +417,53 @@ class Replayer(Multicaster):
                     now = self._approach(due)
                 if due > now or its is not writer is not None:
                     self._ahead = item
-                    self._due = max(self._due, due - _LEAD)
+                    self._next_due = max(self._next_due, due - _LEAD)
                     break
                 writer = its
                 taken += payloads
-                if self._paced:
+                if self._is_paced:
                     self._dues.append(due)
         except StopIteration:
-            self._ended = True
+            self._iterable_ended = True
         except Exception as error:
-            self._ended = True
-            self._failure = error
+            self._iterable_ended = True
+            self._iterable_failure = error
         if writer is not None:
-            self._writer = writer
+            self._socket_writer = writer
         return False
 
     def _approach(self, due: float) -> float:
         """Let the last microseconds before `due` pass; return until when packets are due now."""
         clock = self.poller.time
-        self._due = 0.0
+        self._next_due = 0.0
         now = clock()
         while due - _LEAD <= now < due - _EARLY:
             before, now = now, clock()
             if now == before:  # it is turned by hand, or stands: a timer will do
-                self._due = due
+                self._next_due = due
                 break
         return now + _EARLY
 
-    def _send(self) -> bool:
-        before = len(self._taken)
+    def _send_taken(self) -> bool:
+        before = len(self._taken_packets)
         done = False
         try:
             for _ in range(_TURN):
-                done = super()._send()
-                if done or self.poller.time() < self._rest_until or len(self._taken) == before:
+                done = super()._send_taken()
+                if done or self.poller.time() < self._rest_until or len(self._taken_packets) == before:
                     break
         finally:
-            gone = before - len(self._taken)
-            if self._paced and gone:
+            gone = before - len(self._taken_packets)
+            if self._is_paced and gone:
                 now = self.poller.time()
                 for due in self._dues[:gone]:
                     self.timing.add(now - due)
             del self._dues[:gone]
         if not done and not gone and self.poller.time() >= self._rest_until:
-            if self._writer.socket is self.socket:
+            if self._socket_writer.socket is self.socket:
                 self.poller.modify(self, select.EPOLLOUT)
             else:
-                self._rest(self.poller.time() + 0.001)
+                self._rest_till(self.poller.time() + 0.001)
         return done
 
     def _wake_up(self) -> None:

@@ -1,0 +1,53 @@
+"""Subclasses may give their attributes the names that come to mind: the base classes do not use them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import multicast
+from multicast.discovery import Requester, Responder
+
+# What programs call things of their own. A base class that used one of these would break them without a word.
+LIKELY = """
+_accept _batch _buffer _cache _client _close _conn _count _counter _data _deliver _done _drop _dropped _due _ended
+_failure _file _full _handler _handle _index _items _join _last _left _limit _lock _log _logger _loop _name _next
+_offload _open _out _packet _packets _parse _port _prepare _process _program _queue _rate _read _reader _received _refused
+_rest _results _room _run _seen _send _sent _seq _sequence _size _sock _source _start _state _stats _stop _take _taken
+_thread _timer _total _unread _update _wait _wanted _write _writer
+""".split()
+
+
+class Sender(multicast.Multicaster):
+    def __iter__(self) -> Any:
+        yield b"x"
+
+
+class Listener(multicast.MulticastListener):
+    def handle_packet(self, packet: bytes, addr: multicast.Address) -> None:
+        pass
+
+
+class Unicast(multicast.DatagramListener):
+    def handle_packet(self, packet: bytes, addr: multicast.Address) -> None:
+        pass
+
+
+class Asking(Requester):
+    def handle_reply(self, packet: bytes, addr: multicast.Address) -> None:
+        pass
+
+
+class Answering(Responder):
+    def handle_request(self, packet: bytes, addr: multicast.Address) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    "cls,arguments",
+    [(Sender, {}), (Listener, {}), (Unicast, {"port": 0}), (Asking, {"packet": None}), (Answering, {})],
+)
+def test_likely_names_are_free(cls: Any, arguments: dict[str, Any], poller: multicast.Poller) -> None:
+    with cls(poller=poller, **arguments) as instance:
+        assert [name for name in LIKELY if hasattr(instance, name)] == []
