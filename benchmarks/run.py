@@ -564,7 +564,7 @@ def main() -> None:
     result = {"machine": about, "rows": [asdict(row) for row in bench.rows], "notes": bench.notes}
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
-    if arguments.charts:
+    if arguments.charts and not arguments.only:  # a part of a run does not replace a whole one
         arguments.charts.mkdir(parents=True, exist_ok=True)
         (arguments.charts / "table.txt").write_text(table)
         (arguments.charts / "figures.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -52,7 +52,7 @@ _SO_TIMESTAMPNS = 35
 _SIOCGIFNAME = 0x8910
 _UDP_SEGMENT = 103
 _UDP_GRO = 104
-_TRUNCATED = socket.MSG_TRUNC
+_TRUNCATED = int(socket.MSG_TRUNC)  # as a flag of an enum it would cost more than all the rest
 # Room for packet info of either family, a TTL, a time and a segment size, each with its header (cmsg(3)).
 _DETAILS = socket.CMSG_SPACE(20) + socket.CMSG_SPACE(4) + socket.CMSG_SPACE(16) + socket.CMSG_SPACE(4)
 _GRO = socket.CMSG_SPACE(4)
