@@ -11,11 +11,11 @@ from multicast.discovery import Requester, Responder
 
 # What programs call things of their own. A base class that used one of these would break them without a word.
 LIKELY = """
-_accept _batch _buffer _cache _client _close _conn _count _counter _data _deliver _done _drop _dropped _due _ended
-_failure _file _full _handler _handle _index _items _join _last _left _limit _lock _log _logger _loop _name _next
-_offload _open _out _packet _packets _parse _port _prepare _process _program _queue _rate _read _reader _received
-_refused _rest _results _room _run _seen _send _sent _seq _sequence _size _sock _source _start _state _stats _stop _take _taken
-_thread _timer _total _unread _update _wait _wanted _write _writer
+_accept _batch _buffer _cache _client _close _conn _count _counter _data _deliver _done _drop _dropped _due
+_ended _failure _file _full _handler _handle _index _items _join _last _left _limit _lock _log _logger _loop
+_name _next _offload _open _out _packet _packets _parse _port _prepare _process _program _queue _rate _read
+_reader _received _refused _rest _results _room _run _seen _send _sent _seq _sequence _size _sock _source
+_start _state _stats _stop _take _taken _thread _timer _total _unread _update _wait _wanted _write _writer
 """.split()  # noqa: SIM905 -- sixty quotation marks say nothing
 
 
