@@ -271,8 +271,11 @@ def receive(reader: Reader, limit: int = LIMIT) -> tuple[list[bytes], list[Addre
                 if offload:
                     segment = _segment(ancillary, size)
                     if 0 < segment < size:
-                        data = bytes(window[:size])
-                        pieces = [data[start : start + segment] for start in range(0, size, segment)]
+                        whole_ones, rest = divmod(size, segment)
+                        # struct makes all the pieces in one call, and keeps what it has compiled.
+                        pieces = list(struct.unpack_from(f"{segment}s" * whole_ones, window))
+                        if rest:
+                            pieces.append(bytes(window[size - rest : size]))
                         origins = [address] * len(pieces)
                         if segment > mtu:
                             origins = [_cut(address) if len(piece) > mtu else address for piece in pieces]
