@@ -2,7 +2,8 @@
 
 A filter is None, a callable `filter(packet, addr)`, or a regular expression: text, bytes, a compiled pattern, or any
 object with a `match` method (another engine's pattern). A regular expression is matched at the start of the packet's
-*bytes*, for a packet has no encoding; a pattern given as text is encoded as UTF-8.
+*bytes*, for a packet has no encoding; a pattern given as text is encoded as UTF-8. Characters beyond ASCII are then
+several bytes each: in a class such as ``[äö]``, and before ``?*+``, give them as alternatives in parentheses.
 
 A program for the kernel (classic BPF, socket(7): SO_ATTACH_FILTER) can refuse packets before they take room in the
 socket's buffer and time in the process. Two things become such programs: what is certain of the first bytes of all

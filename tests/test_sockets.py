@@ -576,3 +576,9 @@ def test_without_a_route_packets_go_by_lo_which_is_told_once(
                     opened.sendto(b"hello", sockaddr)
                 assert receiver.recv(100) == b"hello"
     assert caplog.text.count("no route for 239.1.1.1") == 1
+
+
+def test_two_interfaces_in_one_address_are_refused() -> None:
+    with pytest.raises(GroupError, match="two interfaces, lo and eth7"):
+        Group.parse("[ff02::1%lo]:5000%eth7")
+    assert Group.parse("[ff02::1%lo]:5000%lo").interfaces == ("lo",)

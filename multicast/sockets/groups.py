@@ -278,6 +278,8 @@ class Group(Endpoint):
             host, named_port = _well_known(host)
             port = int(port_text) if port_text else named_port
         host, _, inner = host.partition("%")
+        if inner and zone and inner != zone:
+            raise GroupError(f"{text!r} names two interfaces, {inner} and {zone}; write one of them")
         zones = [name for name in (inner or zone or "").split(",") if name]
         for key in ("iface", "interface", "localaddr"):
             zones += options.get(key, [])
