@@ -402,12 +402,12 @@ class MulticastListener(DatagramListener):
 
     def _attached(self) -> None:
         vigil = self.poller.helper(_Vigil) or _Vigil(self.poller)
-        vigil.listeners[self] = None
+        vigil.listeners[id(self)] = self
 
     def _detached(self, poller: Poller) -> None:
         vigil = poller.helper(_Vigil)
         if vigil is not None:
-            vigil.listeners.pop(self, None)
+            vigil.listeners.pop(id(self), None)
             if not vigil.listeners:
                 vigil.close()
 
@@ -522,7 +522,8 @@ class _Vigil(Watch):
 
     def __init__(self, poller: Poller) -> None:
         super().__init__(self._changed_something)
-        self.listeners: dict[MulticastListener, None] = {}
+        # By identity: a subclass may say when two of them are equal, and so take away their hash.
+        self.listeners: dict[int, MulticastListener] = {}
         self._poller = poller
         self._timer: Timer | None = None
         self._since: float | None = None
@@ -539,7 +540,7 @@ class _Vigil(Watch):
         self._since = None
         present = interfaces()
         known = {(membership.interface, membership.group) for membership in memberships()}
-        for listener in list(self.listeners):
+        for listener in list(self.listeners.values()):
             listener._follow_interfaces(present, known)
 
     def close(self) -> None:

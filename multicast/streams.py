@@ -748,7 +748,7 @@ class Acceptor(Dispatcher):
         self._factory = factory
         #: Where it listens, with the port that was chosen.
         self.address = Address(opened.getsockname())
-        self._streams: dict[Stream, str] = {}  # and the host of each
+        self._streams: dict[int, tuple[Stream, str]] = {}  # and the host of each; by identity
         self._hosts: dict[str, int] = {}
         #: Connections taken so far, and of these: turned away.
         self.accepted = 0
@@ -762,7 +762,7 @@ class Acceptor(Dispatcher):
     @property
     def streams(self) -> tuple[Stream, ...]:
         """The streams that are open, oldest first."""
-        return tuple(self._streams)
+        return tuple(stream for stream, _ in self._streams.values())
 
     def handle_read(self) -> None:
         """Take the connections that wait, up to 64; called by the poller."""
@@ -800,15 +800,16 @@ class Acceptor(Dispatcher):
                 connection.close()
         if stream is not None and not stream.closed:
             stream.peer = peer  # the kernel forgets it when the peer has gone again already
-            self._streams[stream] = host
+            self._streams[id(stream)] = (stream, host)
             self._hosts[host] = self._hosts.get(host, 0) + 1
             stream._acceptor = self
 
     def _gone(self, stream: Stream) -> None:
         """A stream was closed: there is room for another."""
-        if stream not in self._streams:
+        present = self._streams.pop(id(stream), None)
+        if present is None:
             return
-        host = self._streams.pop(stream)
+        host = present[1]
         self._hosts[host] -= 1
         if not self._hosts[host]:
             del self._hosts[host]

@@ -905,6 +905,22 @@ def test_a_listener_registered_with_two_pollers_belongs_to_the_second(free_port:
         mine.loop()
 
 
+def test_a_listener_may_say_what_it_is_equal_to_and_so_have_no_hash(poller: Poller, free_port: int) -> None:
+    class Equal(Keeper):
+        def __eq__(self, other: object) -> bool:
+            return isinstance(other, Equal)
+
+    one, two = (Equal(port=free_port, poller=poller, **ON_LO) for _ in range(2))
+    assert list(map(id, poller)) == [id(one), id(two)]
+    send("x", free_port)
+    poller.poll()
+    assert one.packets == two.packets == [b"x"]
+    one.close()
+    assert two in poller
+    assert one not in poller
+    two.close()
+
+
 def test_unregister_leaves_the_listener_open_and_in_its_group(free_port: int) -> None:
     listener = Keeper(port=free_port, **ON_LO)
     multicast.unregister(listener)

@@ -345,6 +345,23 @@ def test_what_is_written_before_the_connection_stands_is_sent_then(poller: Polle
     acceptor.close()
 
 
+def test_streams_may_be_equal_to_each_other_and_so_have_no_hash(poller: Poller) -> None:
+    class Equal(Echo):
+        def __eq__(self, other: object) -> bool:
+            return isinstance(other, Equal)
+
+    acceptor = Acceptor("127.0.0.1", 0, Equal, poller=poller, max_per_host=2)
+    clients = [connect("127.0.0.1", acceptor.address.port, Talker, poller=poller) for _ in range(2)]
+    for client in clients:
+        client.write("hello")
+    poller.run_until(lambda: all(client.text == b"hello" for client in clients))
+    clients[0].close()
+    poller.run_until(lambda: len(acceptor.streams) == 1)
+    clients[1].close()
+    poller.run_until(lambda: not acceptor.streams)
+    acceptor.close()
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_both_families_connect(poller: Poller, host: str) -> None:
     acceptor = Acceptor(host, 0, Echo, poller=poller)
