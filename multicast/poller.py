@@ -902,6 +902,11 @@ class Dispatcher(metaclass=_RegisterWhenBuilt):
         self._pid = os.getpid()
 
     def _built(self) -> None:
+        if not self._pid:  # it would be deaf, and nobody would know why
+            raise RegistrationError(
+                f"the constructor of {type(self).__name__} did not call that of its base class, so there is no socket;"
+                " call super().__init__() there"
+            )
         if self.socket is not None:
             self.poller.register(self, self._flags)
 

@@ -1675,6 +1675,16 @@ def test_a_dispatcher_whose_constructor_fails_leaves_nothing(poller: Poller, fre
         assert descriptors() == before
 
 
+def test_a_dispatcher_whose_base_was_never_constructed_is_refused_with_words(poller: Poller) -> None:
+    class Forgetful(Keeper):
+        def __init__(self) -> None:
+            self.poller = poller
+
+    with pytest.raises(RegistrationError, match=r"Forgetful .*super\(\)\.__init__\(\)"):
+        Forgetful()
+    assert len(poller) == 0
+
+
 def test_a_dispatcher_closed_in_its_constructor_is_not_registered(poller: Poller) -> None:
     class Short(Connection):
         def __init__(self) -> None:
