@@ -750,6 +750,13 @@ def test_interfaces_are_chosen_in_every_way_there_is(choice: list[str]) -> None:
         listening.end()
 
 
+@pytest.mark.parametrize("choice", [["-i", ""], ["-i", "lo,"], ["-i", ",", "-i", "lo"]])
+def test_an_interface_without_a_name_is_refused(choice: list[str]) -> None:
+    result = multicast("listen", GROUP, "-w", "0.05", *choice)
+    assert result.returncode == 2
+    assert "--interface" in result.stderr
+
+
 def test_raw_is_payloads_and_nothing_else() -> None:
     with Running("listen", GROUP, "--raw", "-c", "2").joined() as listening:
         multicast("send", GROUP, "-x", "00ff1b0a")

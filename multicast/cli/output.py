@@ -724,7 +724,9 @@ RATE = _RateType()
 
 def _names(ctx: click.Context, parameter: click.Parameter, values: Sequence[str]) -> list[str] | None:
     """Return the interfaces named, by several options or with commas between; None where none was."""
-    names = [name.strip() for value in values for name in value.split(",") if name.strip()]
+    names = [name.strip() for value in values for name in value.split(",")]
+    if not all(names):
+        raise click.BadParameter("an interface has a name, an index or an address, and here is none", ctx, parameter)
     return names or None
 
 
