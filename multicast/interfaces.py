@@ -7,7 +7,6 @@ up afresh each time, for interfaces come and go, and an index is never given twi
 
 from __future__ import annotations
 
-import difflib
 import errno
 import ipaddress
 import socket
@@ -125,6 +124,8 @@ def resolve(what: str | int | Interface, present: Iterable[Interface] | None = N
             if address in interface.addresses:
                 return interface
     listed = ", ".join(map(str, here)) or "none"
+    import difflib  # only for this message, and not small
+
     near = difflib.get_close_matches(text, [interface.name for interface in here], n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise InterfaceError(f"no interface {text!r}.{hint} This host has: {listed}")

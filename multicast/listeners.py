@@ -401,7 +401,14 @@ class MulticastListener(DatagramListener):
             _log.log(level, "%s: joined on %s, which is new or there again", self.group, interface.name)
 
     def _attached(self) -> None:
-        vigil = self.poller.helper(_Vigil) or _Vigil(self.poller)
+        vigil = self.poller.helper(_Vigil)
+        if vigil is None:
+            try:
+                vigil = _Vigil(self.poller)
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EAFNOSUPPORT, errno.EPERM, errno.EPROTONOSUPPORT):
+                    raise
+                return  # a sandbox without netlink(7): the listener works, and does not follow its interfaces
         vigil.listeners[id(self)] = self
 
     def _detached(self, poller: Poller) -> None:

@@ -920,7 +920,10 @@ class Dispatcher(metaclass=_RegisterWhenBuilt):
         return self.socket is None
 
     def close(self) -> None:
-        """Leave the groups, unregister, and close the socket, each even if the one before failed; idempotent."""
+        """Leave the groups, unregister, and close the socket, each even if the one before failed; idempotent.
+
+        To be called in the thread that drives the poller; from another, ask for it: ``poller.call_soon(this.close)``.
+        """
         socket = self.socket
         if socket is None:
             return

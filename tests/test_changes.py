@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -201,3 +202,13 @@ def test_a_sender_says_once_that_the_network_is_gone_and_resumes(
         received = [int(packet) for packet, _ in listener.got]
         assert received == sorted(set(received))
         listener.close()
+
+
+def test_a_system_without_netlink_can_listen_all_the_same(poller: Poller, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(self: object, changed: object) -> None:
+        raise PermissionError(errno.EPERM, "no netlink here")
+
+    monkeypatch.setattr("multicast.interfaces.Watch.__init__", refused)
+    with Collector(interface="lo", poller=poller) as listener:
+        multicast.sendto("heard", GROUP, PORT, interface="lo")
+        poll_until(poller, lambda: listener.got)

@@ -9,7 +9,6 @@ import enum
 import ipaddress
 import re
 import socket
-import urllib.parse
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -263,7 +262,11 @@ class Group(Endpoint):
         """
         rest = text.strip()
         rest, _, query = _URL.sub("", rest).partition("?")
-        options = urllib.parse.parse_qs(query)
+        options: dict[str, list[str]] = {}
+        if query:
+            from urllib.parse import parse_qs  # not small, and seldom needed
+
+            options = parse_qs(query)
         before, at, rest = rest.rpartition("@")
         sources = [source for source in before.split(",") if source] if at else []
         match = _GROUP.fullmatch(rest)
