@@ -170,6 +170,8 @@ def listen(
     exclude: Iterable[str] | None = None,
     rcvbuf: int | None = None,
     details: bool = False,
+    kernel_filter: bool = True,
+    offload: bool = False,
 ) -> Packets:
     """Return the packets of a group, as an async context manager to iterate over.
 
@@ -190,6 +192,8 @@ def listen(
         "exclude": exclude,
         "rcvbuf": rcvbuf,
         "details": details,
+        "kernel_filter": kernel_filter,
+        "offload": offload,
     }
     return Packets(limit, (filter, ip, port, mtu), options)
 
