@@ -49,6 +49,9 @@ _log = logging.getLogger("multicast")
 
 _Result = TypeVar("_Result")
 
+# So many packets are delivered as they are; it takes more to be worth looking whether they have one sender.
+_FEW = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
@@ -189,12 +192,22 @@ class DatagramListener(Dispatcher):
         room = self._packet_room()
         unread = self._unread_packets
         if unread is None:
-            packets, addresses = batch.receive(self._socket_reader, room)
+            reader = self._socket_reader
+            cut = reader.truncated
+            packets, addresses = batch.receive(reader, room)
             self._batch_read = packets
             self._packets_left = left = iter(packets)
             self._unread_packets = unread = zip(left, addresses, strict=False)  # `_forget` makes one shorter
-            if len(packets) > room:  # from bursts; they take turns with everybody else's
+            count = len(packets)
+            if count > room:  # from bursts; they take turns with everybody else's
                 unread = islice(unread, room)
+            elif count > _FEW and not reader.details and reader.truncated == cut:
+                # Most often all of them come from one sender, and then it need not be looked up for each. Without
+                # details, and with none cut, addresses that are equal are equal in all they tell.
+                addr = addresses[0]
+                if addresses.count(addr) == count:
+                    self._deliver_packets(unread, addr)
+                    return
         else:
             unread = islice(unread, room)
         self._deliver_packets(unread)
@@ -203,14 +216,19 @@ class DatagramListener(Dispatcher):
         """Return how many packets may be delivered now."""
         return batch.LIMIT
 
-    def _deliver_packets(self, packets: Iterator[tuple[bytes, Address]]) -> None:
+    def _deliver_packets(self, packets: Iterator[tuple[bytes, Address]], only: Address | None = None) -> None:
+        """Hand out `packets`, of which `only` is the address of all, where it is given."""
         # They are taken from `_unread`, so that a handler that polls gets the rest of it before newer ones. A handler
         # that closes its listener ends the loop by emptying the list below it (`_forget`); and `statistics` works out
         # what was delivered from what is left there. So nothing but the calls is done for each packet.
         accept, handle = self._passes_filter, self.handle_packet
         filtered = 0
         try:
-            if accept is None:
+            if accept is None and only is not None:
+                for packet in self._packets_left:
+                    if handle(packet, only):
+                        self.close()
+            elif accept is None:
                 for packet, addr in packets:
                     if handle(packet, addr):
                         self.close()
