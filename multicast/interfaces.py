@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from .errors import InterfaceError
+from .errors import InterfaceError, advise
 
 __all__ = ["Interface", "Membership", "Route", "Watch", "interfaces", "memberships", "resolve", "route", "usable"]
 
@@ -59,9 +59,13 @@ def interfaces() -> list[Interface]:
     """Return the interfaces of this host (of this network namespace), by index."""
     import psutil  # takes longer to import than all the rest together, so only when it is asked
 
-    addresses = psutil.net_if_addrs()
+    try:
+        addresses = psutil.net_if_addrs()
+        states = psutil.net_if_stats()
+    except OSError as error:
+        raise advise(error, "open") from None
     found = []
-    for name, stats in psutil.net_if_stats().items():
+    for name, stats in states.items():
         try:
             index = socket.if_nametoindex(name)
         except OSError:  # gone since it was listed

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import select
 import socket
 
@@ -10,6 +12,7 @@ import pytest
 from helpers import PATIENCE
 
 from multicast import Interface, InterfaceError
+from multicast.errors import describe
 from multicast.interfaces import Watch, interfaces, listing, memberships, resolve, route, usable
 
 LO = Interface(1, "lo", ("127.0.0.1", "::1"), multicast=False, loopback=True)
@@ -164,3 +167,17 @@ def test_a_watch_tells_of_changes(lab: netns.Lab) -> None:
         watch.close()
         watch.close()
     assert watch.fileno() == -1
+
+
+def test_no_descriptor_left_to_look_at_the_interfaces_is_told_with_advice() -> None:
+    interfaces()  # what it imports is there now
+    lowest = os.open("/dev/null", os.O_RDONLY)
+    os.close(lowest)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files") as caught:
+            interfaces()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert "ulimit -n" in describe(caught.value)
