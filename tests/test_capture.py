@@ -1157,6 +1157,15 @@ def test_a_replay_of_nothing_is_an_error(three: Path) -> None:
         Replayer(three, map={"239.1.1.1": TWO})
 
 
+def test_a_file_without_udp_packets_is_said_to_be_one(path: Path) -> None:
+    written(path, [])
+    with pytest.raises(ArgumentError, match=r"no packet .* would be sent; it holds no whole UDP packet$"):
+        Replayer(path, to=TWO)
+    path.write_bytes(pcap([b"who knows"], link=999))
+    with pytest.raises(ArgumentError, match="it holds no whole UDP packet, but 1 of other kinds"):
+        Replayer(path, to=TWO)
+
+
 @pytest.mark.parametrize(
     "options", [{"speed": 0}, {"speed": math.nan}, {"start": -1}, {"start": 5, "end": 5}, {"ttl": 256}]
 )

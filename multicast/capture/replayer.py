@@ -68,6 +68,15 @@ class Summary:
         return max(0, self.last - self.first) / 1e9
 
 
+def _found(summary: Summary) -> str:
+    """Return in words why there is nothing to send."""
+    if summary.groups:
+        return "its packets go to " + ", ".join(f"{group}:{port}" for group, port in list(summary.groups)[:10])
+    counts = summary.counts
+    others = counts.other + counts.malformed + counts.fragments
+    return "it holds no whole UDP packet" + (f", but {others} of other kinds or damaged" if others else "")
+
+
 def survey(path: str | os.PathLike[str] | BinaryIO | Reader) -> Summary:
     """Read a capture file from the beginning to the end and return what it holds.
 
@@ -248,10 +257,7 @@ class Replayer(Multicaster):
             self.summary = survey(self._file)
             first = next(filter(None, (self._destination(*place) for place in self.summary.groups)), None)
             if first is None:
-                found = ", ".join(f"{group}:{port}" for group, port in list(self.summary.groups)[:10])
-                raise ArgumentError(
-                    f"no packet in {self._file.name} would be sent; its packets go to {found or 'nowhere'}"
-                )
+                raise ArgumentError(f"no packet in {self._file.name} would be sent; {_found(self.summary)}")
             zone = f"%{first.interfaces[0]}" if first.interfaces else ""
             super().__init__(first.address + zone, first.port, ttl, poller=poller, **self._options)
         except BaseException:
