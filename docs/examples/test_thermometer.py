@@ -5,8 +5,6 @@ from multicast import testing
 
 
 class Thermometer(multicast.Multicaster):
-    """Says the temperature once a second."""
-
     def __iter__(self):
         while True:
             yield "21.5"
