@@ -196,6 +196,25 @@ def test_the_types_are_shipped() -> None:
     assert (PACKAGE / "py.typed").exists()
 
 
+def test_a_c_module_that_is_demanded_and_not_built_is_explained(tmp_path: Path) -> None:
+    pytest.importorskip("setuptools", reason="building needs setuptools")
+    built = {}
+    for required in ("0", "1"):
+        environment = {**os.environ, "CC": "/nowhere/cc", "MULTICAST_REQUIRE_EXT": required, "MULTICAST_PURE": "0"}
+        built[required] = subprocess.run(
+            [sys.executable, "setup.py", "build_ext", "--build-lib", tmp_path, "--build-temp", tmp_path],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=50,
+        )
+    assert built["0"].returncode == 0, built["0"].stderr
+    assert built["1"].returncode != 0
+    assert "error: the C module multicast._batch cannot be built" in built["1"].stderr
+    assert "leave the variable out" in built["1"].stderr
+
+
 def test_all_means_every_extra_for_users(setup_cfg: configparser.ConfigParser) -> None:
     extras = setup_cfg["options.extras_require"]
     users = [name for name in extras if name not in ("all", "test", "docs")]
