@@ -103,6 +103,22 @@ def test_a_line_for_each_source_and_second_and_a_table_at_the_end() -> None:
     assert re.search(r"4 packets of 1 source in [0-9.]+ s; kernel dropped 0", said)
 
 
+def test_what_the_kernel_dropped_is_counted() -> None:
+    with ready(Running("top", PLACE, "--json")) as top:
+        top.process.send_signal(signal.SIGSTOP)
+        try:
+            send([bytes(20000)] * 3000)
+        finally:
+            top.process.send_signal(signal.SIGCONT)
+        top.line()
+        top.interrupt()
+        code, out, _ = top.end()
+    assert code == 0
+    summary = events(out)[-1]
+    assert summary["dropped"] > 0
+    assert summary["packets"] + summary["dropped"] == 3000
+
+
 def test_nothing_arrives() -> None:
     done = multicast("top", PLACE, "-w", "0.05")
     assert (done.returncode, done.stdout) == (1, "")
