@@ -12,7 +12,7 @@ PYTHONS := $(shell tools/interpreters)
 PYTHON ?= $(firstword $(PYTHONS))
 TOX = .venv/tox/bin/tox run --discover $(PYTHONS)
 
-.PHONY: test demo docs man bench clean python
+.PHONY: test demo docs man bench fuzz clean python
 
 test: .venv/tox/done
 	$(TOX)
