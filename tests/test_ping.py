@@ -230,6 +230,7 @@ def test_a_network_that_goes_and_comes_back_is_said_once(
         code, _, said = pinging.end()
     assert code == 0
     assert said.count("multicast: ") == 1
+    assert "see that it is up and has an address; or add a route: ip route add 224.0.0.0/4 dev INTERFACE" in said
 
 
 @pytest.mark.needs_namespaces

@@ -271,7 +271,15 @@ def send_by(
     except BlockingIOError:
         raise
     except OSError as error:
-        raise advise(error, "send", address=sockaddr[0], interfaces=listing()) from None
+        address = sockaddr[0].partition("%")[0]
+        to_group, net = (
+            (224 <= socket.inet_aton(address)[0] <= 239, "224.0.0.0/4")
+            if opened.family == socket.AF_INET
+            else (socket.inet_pton(socket.AF_INET6, address)[0] == 0xFF, "ff00::/8")
+        )
+        raise advise(
+            error, "send", address=address, net=net if to_group else address, interfaces=listing()
+        ) from None
 
 
 def join_on(opened: socket.socket, group: Group, interface: Interface, excluded: Sequence[str]) -> None:
