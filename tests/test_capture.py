@@ -1488,3 +1488,4 @@ def test_the_disk_being_full_is_told(tmp_path: Path) -> None:
     done = command("record", f"{GROUP}:{PORT}", "-o", "/dev/full", "-i", "lo", "-w", "5")
     assert done.returncode == 3
     assert "No space left on device" in done.stderr
+    assert "keep fewer files (--rotate, --keep)" in done.stderr

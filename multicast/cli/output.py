@@ -392,6 +392,8 @@ _OPTIONS = {
     "sources": "SOURCE@GROUP",
     "rate": "--rate",
     "interval": "--interval",
+    "rotate": "--rotate",
+    "keep": "--keep",
 }
 _ARGUMENT = re.compile(rf"\b({'|'.join(_OPTIONS)})=(?:'([^']*)')?")
 _NUMBER = re.compile(r" \(errno \d+, [A-Z0-9?]+\)")
