@@ -82,7 +82,10 @@ def fuzz(name: str) -> bool:
         counted = re.search(r"Done (\d+) runs in (\d+) second", text)
         if done.returncode or counted is None:
             print(text[-6000:])
-            print(f"{name}: a promise is broken; the input is in {found}")
+            if any(path.stat().st_mtime >= program.stat().st_mtime for path in found.glob(f"{name}-*")):
+                print(f"{name}: a promise is broken; the input is in {found}")
+            else:
+                print(f"{name}: did not run to its end; what it said is above")
             return False
         subprocess.run(
             ["nice", "-n", "19", *made, "-set_cover_merge=1", str(corpus), str(fresh)],

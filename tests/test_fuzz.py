@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -59,3 +60,13 @@ def test_an_unknown_target_is_refused() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stdout.startswith("no such target: nothing; there are batch, group, ")
+
+
+def test_a_fuzzer_that_cannot_run_has_found_nothing(tmp_path: Path) -> None:
+    (tmp_path / "atheris.py").write_text("raise ImportError('no atheris here')\n")
+    command = [sys.executable, str(FUZZ / "run.py"), "group"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONSAFEPATH": "1", "FUZZ_SECONDS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 1
+    assert "no atheris here" in done.stdout
+    assert done.stdout.endswith("group: did not run to its end; what it said is above\n")
