@@ -601,14 +601,14 @@ class Inbox(MulticastListener):
         super().__init__(filter, ip, port, mtu, **options)
         #: Where the packet last returned came from; None before the first.
         self.addr: Address | None = None
-        self._limit = limit
-        self._capacity = capacity
-        self._waiting: deque[tuple[bytes, Address]] = deque()
-        self._full = False
+        self._inbox_limit = limit
+        self._inbox_capacity = capacity
+        self._inbox_waiting: deque[tuple[bytes, Address]] = deque()
+        self._inbox_full = False
 
     def handle_packet(self, packet: bytes, addr: Address) -> object:
         """Keep the packet until it is asked for."""
-        self._waiting.append((packet, addr))
+        self._inbox_waiting.append((packet, addr))
         return False
 
     def handle_read(self) -> None:
@@ -617,15 +617,15 @@ class Inbox(MulticastListener):
             super().handle_read()
         if self._packet_room() <= 0 and self in self.poller:
             # Leave the rest in the kernel, which counts what it has no room for.
-            self._full = True
+            self._inbox_full = True
             self.poller.modify(self, select.EPOLLERR)
 
     def _packet_room(self) -> int:
-        return min(batch.LIMIT, self._capacity - len(self._waiting))
+        return min(batch.LIMIT, self._inbox_capacity - len(self._inbox_waiting))
 
     def __len__(self) -> int:
         """Return how many packets wait."""
-        return len(self._waiting)
+        return len(self._inbox_waiting)
 
     def __bool__(self) -> bool:
         return True
@@ -635,23 +635,23 @@ class Inbox(MulticastListener):
 
     def __next__(self) -> bytes:
         """Return the next packet, polling until one comes when none waits."""
-        if self._limit is not None and self._limit <= 0:
+        if self._inbox_limit is not None and self._inbox_limit <= 0:
             self.close()
             raise StopIteration
-        if not self._waiting:
-            self.poller.run_until(lambda: self._waiting or self.closed or self not in self.poller)
-            if not self._waiting:
+        if not self._inbox_waiting:
+            self.poller.run_until(lambda: self._inbox_waiting or self.closed or self not in self.poller)
+            if not self._inbox_waiting:
                 if not self.closed and self not in self.poller:
                     raise RegistrationError(f"{self!r} is not registered with a poller, so nothing comes; register it")
                 raise StopIteration
-        packet, self.addr = self._waiting.popleft()
-        if self._full and self in self.poller:
-            self._full = False
+        packet, self.addr = self._inbox_waiting.popleft()
+        if self._inbox_full and self in self.poller:
+            self._inbox_full = False
             self.poller.modify(self, 0)
             if self.pending:
                 self.poller.revisit(self)
-        if self._limit is not None:
-            self._limit -= 1
+        if self._inbox_limit is not None:
+            self._inbox_limit -= 1
         return packet
 
     def next(self) -> bytes:

@@ -872,7 +872,7 @@ class _RegisterWhenBuilt(ABCMeta):
             return instance
         try:
             instance.__init__(*args, **kwargs)
-            instance._built()
+            instance._finish_construction()
         except BaseException:
             try:
                 instance.close()
@@ -901,7 +901,7 @@ class Dispatcher(metaclass=_RegisterWhenBuilt):
         self.socket = socket
         self._pid = os.getpid()
 
-    def _built(self) -> None:
+    def _finish_construction(self) -> None:
         if not self._pid:  # it would be deaf, and nobody would know why
             raise RegistrationError(
                 f"the constructor of {type(self).__name__} did not call that of its base class, so there is no socket;"

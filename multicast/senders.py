@@ -384,9 +384,9 @@ class Multicaster(Dispatcher):
             self._rest_timer.cancel()
         if self in self.poller:  # not so when it is driven by hand, or was unregistered
             self.poller.modify(self, select.EPOLLERR)
-        self._rest_timer = self.poller.call_at(until, self._wake_up)
+        self._rest_timer = self.poller.call_at(until, self._end_of_rest)
 
-    def _wake_up(self) -> None:
+    def _end_of_rest(self) -> None:
         """Go on after a rest. The socket is writable as a rule, so it is tried before it is watched for that."""
         if self not in self.poller:
             return

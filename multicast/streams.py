@@ -265,11 +265,11 @@ class Stream(Dispatcher):
     #: Why the stream was closed: None while it is open, and after an orderly end.
     error: Exception | None = None
 
-    _timer: Timer | None = None
-    _alive = False  # the constructor is done: handlers may be called
-    _dialled = False  # made by connect()
-    _opening = True  # the connection does not stand yet, or handle_connected is still to be called
-    _acceptor: Acceptor | None = None
+    _stream_timer: Timer | None = None
+    _stream_alive = False  # the constructor is done: handlers may be called
+    _stream_dialled = False  # made by connect()
+    _stream_opening = True  # the connection does not stand yet, or handle_connected is still to be called
+    _stream_acceptor: Acceptor | None = None
 
     def __init__(
         self,
@@ -290,20 +290,21 @@ class Stream(Dispatcher):
         sockets.prepare_stream(socket)
         super().__init__(socket, poller)
         self._flags = select.EPOLLOUT
-        self._out = bytearray()
-        self._above = False  # over the high water mark, and not told yet that it has fallen
-        self._paused = False
-        self._corked = False  # a turn of reading is on; what it causes to be written is sent in one go at its end
-        self._pending = False  # the framer may have messages that were not delivered
+        self._stream_out = bytearray()
+        self._stream_above = False  # over the high water mark, and not told yet that it has fallen
+        self._stream_paused = False
+        # While a turn of reading is on, what it causes to be written is kept, and sent in one go at its end.
+        self._stream_corked = False
+        self._stream_pending = False  # the framer may have messages that were not delivered
         # The peer's direction: it has ended; the framer gave its rest; handle_end was called.
-        self._ended = self._rested = self._told = False
+        self._stream_ended = self._stream_rested = self._stream_told = False
         # Our own: finish() was called; and the end was sent, or nothing can be sent any more.
-        self._finishing = self._finished = False
-        self._failure: Exception | None = None  # sending has failed; what the peer said before is still read
-        self._last = self._progress = 0.0
+        self._stream_finishing = self._stream_finished = False
+        self._stream_failure: Exception | None = None  # sending has failed; what the peer said before is still read
+        self._stream_last = self._stream_progress = 0.0
 
     def __repr__(self) -> str:
-        state = ", closed" if self.closed else ", opening" if self._opening else ""
+        state = ", closed" if self.closed else ", opening" if self._stream_opening else ""
         return f"<{type(self).__name__} with {_text(self.peer)}{state}>"
 
     # What subclasses override.
@@ -331,7 +332,7 @@ class Stream(Dispatcher):
         is here, it raises the error if the stream was made by `connect`, so that it leaves `poll`; the failures of
         peers that came by themselves are theirs, and `error` keeps them.
         """
-        if error is not None and self._dialled:
+        if error is not None and self._stream_dialled:
             raise error
 
     # What callers use.
@@ -344,249 +345,249 @@ class Stream(Dispatcher):
         `ArgumentError` for what the framer cannot carry and `PacketTypeError` for what is neither bytes nor text.
         """
         data = self.framer.encode(batch.encode(message, sys.maxsize))
-        if self.socket is None or self._finishing or self._finished:
+        if self.socket is None or self._stream_finishing or self._stream_finished:
             return False
-        out = self._out
+        out = self._stream_out
         if len(out) > self.limit:
-            self._give_up(PeerTimeout(f"{_text(self.peer)} is too slow: {len(out)} bytes wait for it"))
+            self._stream_give_up(PeerTimeout(f"{_text(self.peer)} is too slow: {len(out)} bytes wait for it"))
             return False
         if not out:
-            self._progress = self.poller.time()
+            self._stream_progress = self.poller.time()
         out += data
-        if len(out) == len(data) and not self._corked and not self._opening:
-            self._flush()
+        if len(out) == len(data) and not self._stream_corked and not self._stream_opening:
+            self._stream_flush()
         if len(out) > self.high_water:
-            self._above = True
-        self._watch()
-        return not (self._above or self._finished)
+            self._stream_above = True
+        self._stream_watch()
+        return not (self._stream_above or self._stream_finished)
 
     def finish(self) -> None:
         """Send nothing more: when all that was written has gone, tell the peer so. It may go on talking.
 
         The stream is closed when both have finished. A peer that never does keeps it open, unless `idle` is set.
         """
-        if self.socket is None or self._finishing:
+        if self.socket is None or self._stream_finishing:
             return
-        self._finishing = True
-        self._end_if_sent()
-        self._watch()
+        self._stream_finishing = True
+        self._stream_end_if_sent()
+        self._stream_watch()
 
     def pause(self) -> None:
         """Read nothing more from the peer until `resume`; soon it will not be able to send. For relays."""
-        self._paused = True
-        self._watch()
+        self._stream_paused = True
+        self._stream_watch()
 
     def resume(self) -> None:
         """Read again."""
-        self._paused = False
-        self._watch()
-        if self._pending:
+        self._stream_paused = False
+        self._stream_watch()
+        if self._stream_pending:
             self.poller.revisit(self)
 
     @property
     def waiting(self) -> int:
         """How many bytes are kept for the peer, besides those the kernel holds."""
-        return len(self._out)
+        return len(self._stream_out)
 
     @property
     def pending(self) -> bool:
         """Whether bytes were read from the socket that are not delivered yet."""
-        return self._pending
+        return self._stream_pending
 
     def close(self) -> None:
         """Close the connection now. What was written and not sent is dropped; see `finish`. Idempotent."""
-        self._shut(None)
+        self._stream_shut(None)
 
     # Opening and closing.
 
-    def _built(self) -> None:
+    def _finish_construction(self) -> None:
         if self.socket is None:
             return
         try:
             self.peer = Address(self.socket.getpeername())
         except OSError:
             pass  # being connected
-        self._alive = True
-        super()._built()
+        self._stream_alive = True
+        super()._finish_construction()
 
     def _attached(self) -> None:
-        self._last = self._progress = self.poller.time()  # clocks of two pollers need not agree
-        self._set_timer()
+        self._stream_last = self._stream_progress = self.poller.time()  # clocks of two pollers need not agree
+        self._stream_set_timer()
 
     def _detached(self, poller: Poller) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        if self._stream_timer is not None:
+            self._stream_timer.cancel()
 
-    def _open(self) -> None:
+    def _stream_open(self) -> None:
         """The socket is writable for the first time: the connection stands, or has failed."""
         socket = self.socket
         assert socket is not None  # noqa: S101 -- the poller calls only what is registered
         number = socket.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
         if number:
-            self._shut(self._explained(OSError(number, os.strerror(number)), "connect"))
+            self._stream_shut(self._stream_explained(OSError(number, os.strerror(number)), "connect"))
             return
         try:
             self.peer = Address(socket.getpeername())
         except OSError as error:
-            self._shut(self._explained(error, "connect"))
+            self._stream_shut(self._stream_explained(error, "connect"))
             return
-        self._opening = False
-        self._touch()
-        self._set_timer()
-        self._watch()
+        self._stream_opening = False
+        self._stream_touch()
+        self._stream_set_timer()
+        self._stream_watch()
         self.handle_connected()
 
-    def _explained(self, error: OSError, operation: str = "stream") -> OSError:
+    def _stream_explained(self, error: OSError, operation: str = "stream") -> OSError:
         return advise(error, operation, address=_text(self.peer))
 
-    def _shut(self, error: Exception | None) -> None:
+    def _stream_shut(self, error: Exception | None) -> None:
         if self.socket is None:
             return
         self.error = error
         super().close()
-        if not self._alive:
+        if not self._stream_alive:
             return  # its constructor failed
-        self._out.clear()
-        if self._acceptor is not None:
-            self._acceptor._gone(self)
+        self._stream_out.clear()
+        if self._stream_acceptor is not None:
+            self._stream_acceptor._acceptor_gone(self)
         self.handle_close(error)
 
-    def _give_up(self, error: Exception) -> None:
+    def _stream_give_up(self, error: Exception) -> None:
         """Close with an error, but not now: somebody is in the middle of writing to many."""
-        self._out.clear()
-        self._above = False
-        self._finished = True
-        self._failure = error
-        self._watch()
-        self.poller.call_soon(self._shut, error)
+        self._stream_out.clear()
+        self._stream_above = False
+        self._stream_finished = True
+        self._stream_failure = error
+        self._stream_watch()
+        self.poller.call_soon(self._stream_shut, error)
 
-    def _watch(self) -> None:
+    def _stream_watch(self) -> None:
         """Tell the poller what we wait for, and set the timer for what we do not wait for any longer."""
-        flags = 0
-        if self._opening or self._out or self._above or (self._finishing and not self._finished):
-            flags = select.EPOLLOUT
-        if not (self._opening or self._ended or self._held):
+        ending = self._stream_finishing and not self._stream_finished
+        writes = self._stream_opening or self._stream_out or self._stream_above or ending
+        flags = select.EPOLLOUT if writes else 0
+        if not (self._stream_opening or self._stream_ended or self._stream_held):
             flags |= select.EPOLLIN
         flags = flags or _NOTHING
         if flags != self._flags:
             self._flags = flags
             if self in self.poller:
                 self.poller.modify(self, flags)
-        if self._out:
-            self._set_timer()
+        if self._stream_out:
+            self._stream_set_timer()
 
     @property
-    def _held(self) -> bool:
-        return self._above or self._paused
+    def _stream_held(self) -> bool:
+        return self._stream_above or self._stream_paused
 
     # Time limits.
 
-    def _touch(self) -> None:
-        self._last = self.poller.time()
+    def _stream_touch(self) -> None:
+        self._stream_last = self.poller.time()
 
-    def _deadline(self) -> float | None:
+    def _stream_deadline(self) -> float | None:
         """When the peer will have been too slow or silent too long, if nothing happens until then."""
         deadlines = []
-        if self.stall is not None and (self._out or self._opening):
-            deadlines.append(self._progress + self.stall)
-        if self.idle is not None and not self._opening:
-            deadlines.append(max(self._last, self._progress) + self.idle)
+        if self.stall is not None and (self._stream_out or self._stream_opening):
+            deadlines.append(self._stream_progress + self.stall)
+        if self.idle is not None and not self._stream_opening:
+            deadlines.append(max(self._stream_last, self._stream_progress) + self.idle)
         return min(deadlines, default=None)
 
-    def _set_timer(self) -> None:
+    def _stream_set_timer(self) -> None:
         # One timer, which is not touched while all goes well: when it rings it looks how much time is left.
-        when = self._deadline()
-        if when is None or not self._alive:
+        when = self._stream_deadline()
+        if when is None or not self._stream_alive:
             return
-        timer = self._timer
+        timer = self._stream_timer
         if timer is not None and timer.active:
             if timer.when <= when:
                 return
             timer.cancel()
-        self._timer = self.poller.call_at(when, self._look_at_time)
+        self._stream_timer = self.poller.call_at(when, self._stream_look_at_time)
 
-    def _look_at_time(self) -> None:
-        when = self._deadline()
+    def _stream_look_at_time(self) -> None:
+        when = self._stream_deadline()
         if self.socket is None or when is None:
             return
         now = self.poller.time()
         if now < when:
-            self._set_timer()
-        elif self._opening:
-            self._shut(self._explained(OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)), "connect"))
-        elif self.stall is not None and self._out and now >= self._progress + self.stall:
-            self._shut(PeerTimeout(f"{_text(self.peer)} has taken nothing for {self.stall:g} s"))
+            self._stream_set_timer()
+        elif self._stream_opening:
+            self._stream_shut(self._stream_explained(OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)), "connect"))
+        elif self.stall is not None and self._stream_out and now >= self._stream_progress + self.stall:
+            self._stream_shut(PeerTimeout(f"{_text(self.peer)} has taken nothing for {self.stall:g} s"))
         else:
-            self._shut(PeerTimeout(f"nothing was heard from {_text(self.peer)} for {self.idle:g} s"))
+            self._stream_shut(PeerTimeout(f"nothing was heard from {_text(self.peer)} for {self.idle:g} s"))
 
     # Reading.
 
     def handle_read(self) -> None:
         """Read once and deliver the messages that are complete; called by the poller."""
         socket = self.socket
-        if socket is None or self._opening:
+        if socket is None or self._stream_opening:
             return
-        if self._held or (self._ended and not self._pending):
+        if self._stream_held or (self._stream_ended and not self._stream_pending):
             # Nothing is read now: a fault brings us here, or somebody else's call.
             number = socket.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
             if number:
-                self._break(OSError(number, os.strerror(number)))
+                self._stream_break(OSError(number, os.strerror(number)))
             return
-        if not self._pending:
+        if not self._stream_pending:
             try:
                 data = socket.recv(_READ_AT_ONCE)
             except BlockingIOError:
                 return
             except OSError as error:
-                self._shut(self._failure or self._explained(error))
+                self._stream_shut(self._stream_failure or self._stream_explained(error))
                 return
             self.framer.feed(data)
-            self._ended = not data
-            self._pending = True
-        self._corked = True
+            self._stream_ended = not data
+            self._stream_pending = True
+        self._stream_corked = True
         try:
-            self._deliver()
+            self._stream_deliver()
         finally:
-            self._corked = False
-            self._flush()
-            self._end_if_sent()
+            self._stream_corked = False
+            self._stream_flush()
+            self._stream_end_if_sent()
             if self.socket is not None:
-                self._watch()
-                if self._pending and not self._held:
+                self._stream_watch()
+                if self._stream_pending and not self._stream_held:
                     self.poller.revisit(self)
 
-    def _deliver(self) -> None:
+    def _stream_deliver(self) -> None:
         while True:
             try:
                 message = self.framer.take()
-                if message is None and self._ended and not self._rested:
-                    if self._failure is None:
+                if message is None and self._stream_ended and not self._stream_rested:
+                    if self._stream_failure is None:
                         message = self.framer.end()
-                    self._rested = True
+                    self._stream_rested = True
             except FrameError as error:
-                self._shut(self._failure or error)
+                self._stream_shut(self._stream_failure or error)
                 return
             if message is None:
                 break
-            self._touch()
+            self._stream_touch()
             self.handle_message(message)
             if self.socket is None:
                 return
-            if self._above:
-                self._flush()  # that may be all it takes
-            if self._held:
+            if self._stream_above:
+                self._stream_flush()  # that may be all it takes
+            if self._stream_held:
                 return
-        self._pending = False
-        if not self._ended:
+        self._stream_pending = False
+        if not self._stream_ended:
             return
-        if self._failure is not None:
-            self._shut(self._failure)
+        if self._stream_failure is not None:
+            self._stream_shut(self._stream_failure)
             return
-        if not self._told:
-            self._told = True
+        if not self._stream_told:
+            self._stream_told = True
             self.handle_end()
-        if self._finished:
-            self._shut(self._failure)
+        if self._stream_finished:
+            self._stream_shut(self._stream_failure)
 
     # Writing.
 
@@ -594,28 +595,28 @@ class Stream(Dispatcher):
         """Send what the socket takes; called by the poller."""
         if self.socket is None:
             return
-        if self._opening:
-            self._open()
-            if self.socket is None or self._opening:
+        if self._stream_opening:
+            self._stream_open()
+            if self.socket is None or self._stream_opening:
                 return
-        self._flush()
-        self._end_if_sent()
+        self._stream_flush()
+        self._stream_end_if_sent()
         if self.socket is None:
             return
-        drained = self._above and len(self._out) <= self.high_water // 2
+        drained = self._stream_above and len(self._stream_out) <= self.high_water // 2
         if drained:
-            self._above = False
-            if self._pending and not self._paused:
+            self._stream_above = False
+            if self._stream_pending and not self._stream_paused:
                 self.poller.revisit(self)
-        self._watch()
+        self._stream_watch()
         if self in self.poller:
             self.poller.modify(self, self._flags)  # whoever registered us again may have asked for something else
         if drained:
             self.handle_drained()
 
-    def _flush(self) -> None:
+    def _stream_flush(self) -> None:
         """Send some of what is kept; calls no handler."""
-        out, socket = self._out, self.socket
+        out, socket = self._stream_out, self.socket
         if not out or socket is None:
             return
         try:
@@ -624,35 +625,35 @@ class Stream(Dispatcher):
         except BlockingIOError:
             return
         except OSError as error:
-            self._break(error)
+            self._stream_break(error)
             return
         del out[:sent]
-        self._progress = self.poller.time()
+        self._stream_progress = self.poller.time()
 
-    def _break(self, error: OSError) -> None:
+    def _stream_break(self, error: OSError) -> None:
         """Sending has failed for good. What the peer said before that is still in the kernel, so read on."""
-        self._out.clear()
-        self._finished = True
-        self._above = False
-        self._failure = self._failure or self._explained(error)
-        if self._told:
-            self.poller.call_soon(self._shut, self._failure)
-        elif self._pending and not self._paused:
+        self._stream_out.clear()
+        self._stream_finished = True
+        self._stream_above = False
+        self._stream_failure = self._stream_failure or self._stream_explained(error)
+        if self._stream_told:
+            self.poller.call_soon(self._stream_shut, self._stream_failure)
+        elif self._stream_pending and not self._stream_paused:
             self.poller.revisit(self)
-        self._watch()
+        self._stream_watch()
 
-    def _end_if_sent(self) -> None:
+    def _stream_end_if_sent(self) -> None:
         """After `finish`, when the last byte has gone, end our direction, and the stream if the other has ended too."""
-        if not self._finishing or self._out or self._opening or self.socket is None:
+        if not self._stream_finishing or self._stream_out or self._stream_opening or self.socket is None:
             return
-        if not self._finished:
-            self._finished = True
+        if not self._stream_finished:
+            self._stream_finished = True
             try:
                 self.socket.shutdown(_socket.SHUT_WR)
             except OSError:
                 pass  # it is gone anyway, and reading will say why
-        if self._told:
-            self._shut(self._failure)
+        if self._stream_told:
+            self._stream_shut(self._stream_failure)
 
 
 def _text(peer: Address | None) -> str:
@@ -688,11 +689,11 @@ def connect(
     except BaseException:
         opened.close()
         raise
-    stream._dialled = True
+    stream._stream_dialled = True
     if stream.peer is None:
         stream.peer = Address((host, port))
     if failed is not None:
-        stream.poller.call_soon(stream._shut, stream._explained(failed, "connect"))
+        stream.poller.call_soon(stream._stream_shut, stream._stream_explained(failed, "connect"))
     return stream
 
 
@@ -726,7 +727,7 @@ class Acceptor(Dispatcher):
     >>> acceptor.poller.close()
     """
 
-    _timer: Timer | None = None
+    _acceptor_timer: Timer | None = None
 
     def __init__(
         self,
@@ -745,11 +746,11 @@ class Acceptor(Dispatcher):
         opened = sockets.open_acceptor(host, port)
         super().__init__(opened, poller)
         self._flags = select.EPOLLIN
-        self._factory = factory
+        self._acceptor_factory = factory
         #: Where it listens, with the port that was chosen.
         self.address = Address(opened.getsockname())
-        self._streams: dict[int, tuple[Stream, str]] = {}  # and the host of each; by identity
-        self._hosts: dict[str, int] = {}
+        self._acceptor_streams: dict[int, tuple[Stream, str]] = {}  # and the host of each; by identity
+        self._acceptor_hosts: dict[str, int] = {}
         #: Connections taken so far, and of these: turned away.
         self.accepted = 0
         self.refused = 0
@@ -762,14 +763,14 @@ class Acceptor(Dispatcher):
     @property
     def streams(self) -> tuple[Stream, ...]:
         """The streams that are open, oldest first."""
-        return tuple(stream for stream, _ in self._streams.values())
+        return tuple(stream for stream, _ in self._acceptor_streams.values())
 
     def handle_read(self) -> None:
         """Take the connections that wait, up to 64; called by the poller."""
         for _ in range(_ACCEPT_AT_ONCE):
             if self.socket is None:
                 return
-            if len(self._streams) >= self.max_connections:
+            if len(self._acceptor_streams) >= self.max_connections:
                 self.poller.modify(self, _NOTHING)
                 return
             try:
@@ -783,47 +784,47 @@ class Acceptor(Dispatcher):
                     raise
                 self.exhausted += 1
                 self.poller.modify(self, _NOTHING)
-                self._timer = self.poller.call_later(_REST, self._go_on)
+                self._acceptor_timer = self.poller.call_later(_REST, self._acceptor_go_on)
                 return
             self.accepted += 1
-            self._take(connection, Address(name))
+            self._acceptor_take(connection, Address(name))
 
-    def _take(self, connection: _socket.socket, peer: Address) -> None:
+    def _acceptor_take(self, connection: _socket.socket, peer: Address) -> None:
         stream = None
         host = peer.host
         try:
-            if self.max_per_host is None or self._hosts.get(host, 0) < self.max_per_host:
-                stream = self._factory(connection, poller=self.poller)
+            if self.max_per_host is None or self._acceptor_hosts.get(host, 0) < self.max_per_host:
+                stream = self._acceptor_factory(connection, poller=self.poller)
         finally:
             if stream is None:
                 self.refused += 1
                 connection.close()
         if stream is not None and not stream.closed:
             stream.peer = peer  # the kernel forgets it when the peer has gone again already
-            self._streams[id(stream)] = (stream, host)
-            self._hosts[host] = self._hosts.get(host, 0) + 1
-            stream._acceptor = self
+            self._acceptor_streams[id(stream)] = (stream, host)
+            self._acceptor_hosts[host] = self._acceptor_hosts.get(host, 0) + 1
+            stream._stream_acceptor = self
 
-    def _gone(self, stream: Stream) -> None:
+    def _acceptor_gone(self, stream: Stream) -> None:
         """A stream was closed: there is room for another."""
-        present = self._streams.pop(id(stream), None)
+        present = self._acceptor_streams.pop(id(stream), None)
         if present is None:
             return
         host = present[1]
-        self._hosts[host] -= 1
-        if not self._hosts[host]:
-            del self._hosts[host]
-        if self._timer is None:
-            self._go_on()
+        self._acceptor_hosts[host] -= 1
+        if not self._acceptor_hosts[host]:
+            del self._acceptor_hosts[host]
+        if self._acceptor_timer is None:
+            self._acceptor_go_on()
 
-    def _go_on(self) -> None:
-        self._timer = None
+    def _acceptor_go_on(self) -> None:
+        self._acceptor_timer = None
         if self.socket is not None and self in self.poller:
             self.poller.modify(self, select.EPOLLIN)
 
     def close(self) -> None:
         """Listen no more; streams stay open, and clients still in the queue are turned away. Idempotent."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self._acceptor_timer is not None:
+            self._acceptor_timer.cancel()
+            self._acceptor_timer = None
         super().close()

@@ -306,7 +306,7 @@ def test_writing_is_watched_only_while_there_is_something_to_write(poller: Polle
     stream.finish()
     assert peer.recv(5) == b"small"
     peer.settimeout(0)
-    while not stream.events.count("end") and not stream._finished:
+    while not stream.events.count("end") and not stream._stream_finished:
         poller.poll()
         try:
             while peer.recv(65536):
@@ -1029,7 +1029,7 @@ def test_one_host_cannot_take_all_places(poller: Poller) -> None:
     for client in (*clients, other):
         client.close()
     poller.run_until(lambda: not acceptor.streams)
-    assert not acceptor._hosts
+    assert not acceptor._acceptor_hosts
     acceptor.close()
 
 

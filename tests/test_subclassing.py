@@ -8,6 +8,7 @@ import pytest
 
 import multicast
 from multicast.discovery import Requester, Responder
+from multicast.streams import Acceptor, Stream, connect
 
 # What programs call things of their own. A base class that used one of these would break them without a word.
 LIKELY = """
@@ -42,6 +43,25 @@ class Asking(Requester):
 class Answering(Responder):
     def handle_request(self, packet: bytes, addr: multicast.Address) -> None:
         pass
+
+
+class Talking(Stream):
+    def handle_message(self, message: bytes) -> None:
+        pass
+
+
+def test_likely_names_are_free_in_streams(poller: multicast.Poller) -> None:
+    with Acceptor("127.0.0.1", 0, Talking, poller=poller) as acceptor:
+        host, port = acceptor.address[:2]
+        stream = connect(host, port, Talking, poller=poller)
+        assert [name for name in LIKELY if hasattr(stream, name) or hasattr(acceptor, name)] == []
+        stream.close()
+        poller.poll(1)
+
+
+def test_likely_names_are_free_in_an_inbox(poller: multicast.Poller) -> None:
+    with multicast.Inbox(poller=poller) as inbox:
+        assert [name for name in LIKELY if hasattr(inbox, name)] == []
 
 
 @pytest.mark.parametrize(

@@ -86,8 +86,8 @@ class Recorder(MulticastListener):
         self._own_file = not isinstance(path, Writer)
         self._recording = True
 
-    def _built(self) -> None:
-        super()._built()
+    def _finish_construction(self) -> None:
+        super()._finish_construction()
         # In the first poll, when all that share the file have said what they joined.
         self.poller.call_soon(self._tick)
 

@@ -472,7 +472,7 @@ class Replayer(Multicaster):
                 self._rest_till(self.poller.time() + 0.001)
         return done
 
-    def _wake_up(self) -> None:
+    def _end_of_rest(self) -> None:
         # The timer is the sign to send: to ask first whether the socket is writable costs another round of the poller.
         if self.closed:
             return
