@@ -33,7 +33,7 @@ class Keyboard(Lines):
 
 
 client = connect("127.0.0.1", int(sys.argv[2]) if len(sys.argv) > 2 else 4000, Client)
-client.write(sys.argv[1])
+client.write(sys.argv[1] if len(sys.argv) > 1 else "somebody")
 multicast.register(Keyboard())
 multicast.loop()
 sys.exit(client.error)

@@ -9,7 +9,7 @@ import sys
 
 from multicast.discovery import request
 
-MESSAGE = sys.argv[1]
+MESSAGE = sys.argv[1] if len(sys.argv) > 1 else "Hello, group!"
 GROUP = sys.argv[2] if len(sys.argv) > 2 else "224.0.1.2"
 PORT = int(sys.argv[3]) if len(sys.argv) > 3 else 10000
 SECONDS = float(sys.argv[4]) if len(sys.argv) > 4 else 1.0

@@ -8,7 +8,7 @@ import sys
 
 import multicast
 
-ADDRESS = sys.argv[1]
+ADDRESS = sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1"  # of this host
 COUNT = int(sys.argv[2]) if len(sys.argv) > 2 else None  # end after so many
 
 

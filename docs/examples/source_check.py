@@ -7,7 +7,7 @@ import sys
 
 import multicast
 
-ADDRESS = sys.argv[1]
+ADDRESS = sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1"
 
 
 def check(packet, addr):

@@ -9,7 +9,7 @@ import sys
 
 import multicast
 
-ADDRESS = sys.argv[1]
+ADDRESS = sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1"
 PORT = int(sys.argv[2]) if len(sys.argv) > 2 else 0
 
 packet = bytes([0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88, 0x88, 0xAA, 0xBB, 0xCC, 0xDD])
