@@ -1435,6 +1435,7 @@ def test_replay_refuses_a_damaged_file_before_it_sends(path: Path) -> None:
         (["--rotate", "much"], "100M"),
         (["--rotate", "1k"], "4096"),
         (["--snaplen", "1"], "64"),
+        (["-o", "-"], "pipe"),
     ],
 )
 def test_record_says_what_is_wrong(path: Path, options: list[str], words: str) -> None:

@@ -157,6 +157,8 @@ def record(
     Each packet has the time at which the kernel received it, in nanoseconds. The file is brought up to date every
     second, so that little is lost when the machine fails. GROUP is written as for `multicast listen`.
     """
+    if path == "-":
+        raise click.UsageError("-o: give the name of a file; a recording is not written to a pipe")
     if keep is not None and rotate is None:
         raise click.UsageError("--keep says how many files stay, so it needs --rotate SIZE")
     if rotate is not None and rotate < 4096:
