@@ -88,6 +88,8 @@ class DatagramListener(Dispatcher):
 
     #: The filter of all instances of a class; a plain function here takes `(packet, addr)`.
     filter: Any = None
+    # How many packets a turn may deliver.
+    _packets_at_once = batch.LIMIT
 
     def __init__(
         self,
@@ -189,7 +191,7 @@ class DatagramListener(Dispatcher):
 
     def handle_read(self) -> None:
         """Receive one batch and deliver it; called by the poller."""
-        room = self._packet_room()
+        room = self._packets_at_once
         unread = self._unread_packets
         if unread is None:
             reader = self._socket_reader
@@ -211,10 +213,6 @@ class DatagramListener(Dispatcher):
         else:
             unread = islice(unread, room)
         self._deliver_packets(unread)
-
-    def _packet_room(self) -> int:
-        """Return how many packets may be delivered now."""
-        return batch.LIMIT
 
     def _deliver_packets(self, packets: Iterator[tuple[bytes, Address]], only: Address | None = None) -> None:
         """Hand out `packets`, of which `only` is the address of all, where it is given."""
@@ -613,15 +611,16 @@ class Inbox(MulticastListener):
 
     def handle_read(self) -> None:
         """Receive as many packets as there is room for; called by the poller."""
-        if self._packet_room() > 0:
+        self._packets_at_once = min(batch.LIMIT, self._inbox_room())
+        if self._packets_at_once > 0:
             super().handle_read()
-        if self._packet_room() <= 0 and self in self.poller:
+        if self._inbox_room() <= 0 and self in self.poller:
             # Leave the rest in the kernel, which counts what it has no room for.
             self._inbox_full = True
             self.poller.modify(self, select.EPOLLERR)
 
-    def _packet_room(self) -> int:
-        return min(batch.LIMIT, self._inbox_capacity - len(self._inbox_waiting))
+    def _inbox_room(self) -> int:
+        return self._inbox_capacity - len(self._inbox_waiting)
 
     def __len__(self) -> int:
         """Return how many packets wait."""

@@ -44,6 +44,7 @@ __all__ = ["Dispatcher", "HasFileno", "Poller", "Timer"]
 
 _READ = select.EPOLLIN | select.EPOLLPRI
 _WRITE = select.EPOLLOUT
+_USUAL = select.EPOLLIN  # the event that most often comes alone
 _FAULT = select.EPOLLERR | select.EPOLLHUP
 _READABLE = _READ | select.EPOLLRDHUP
 _PURGE = 64
@@ -474,7 +475,13 @@ class Poller:
                 table = self._table
                 for registration, mask in queue:
                     if table.get(registration.fd) is registration:
-                        self._dispatch(registration, mask)
+                        if mask == _USUAL and registration.reads:  # what `_dispatch` would do, a call less
+                            try:
+                                registration.target.handle_read()
+                            except Exception as error:
+                                self._failed(registration, error)
+                        else:
+                            self._dispatch(registration, mask)
             except BaseException:
                 self._late.update((registration, None) for registration, _ in queue)
                 if self._stale:
@@ -592,11 +599,15 @@ class Poller:
             if mask & _WRITE and registration.writes and self._table.get(registration.fd) is registration:
                 target.handle_write()
         except Exception as error:
-            self._check_closed(registration)
-            handler = getattr(target, "handle_error", None)
-            if handler is None:
-                raise
-            handler(error)
+            self._failed(registration, error)
+
+    def _failed(self, registration: _Registration, error: Exception) -> None:
+        """Give what a handler raised to the object, or raise it."""
+        self._check_closed(registration)
+        handler = getattr(registration.target, "handle_error", None)
+        if handler is None:
+            raise error
+        handler(error)
 
     def _check_closed(self, registration: _Registration) -> None:
         """Drop a registration whose object was closed without being unregistered."""
