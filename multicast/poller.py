@@ -304,6 +304,8 @@ class Poller:
         registration = self._find(fd)
         if registration is None:
             raise RegistrationError(f"{fd!r} is not registered with this poller; register it first")
+        if flags and flags == registration.flags:
+            return
         interest = self._interest(fd, flags)
         if interest != registration.flags and self._epoll is not None:
             try:

@@ -22,7 +22,7 @@ from itertools import chain, islice
 from typing import Any
 
 from . import batch
-from .errors import ArgumentError, advise
+from .errors import ArgumentError, RegistrationError, advise
 from .interfaces import Interface, resolve
 from .poller import Dispatcher, Poller, Timer
 from .sockets import DEFAULT_IP, DEFAULT_PORT, Endpoint, Group, WhichInterface, open_sender, pin, takes_bursts
@@ -382,8 +382,10 @@ class Multicaster(Dispatcher):
         self._rest_until = until
         if self._rest_timer is not None:
             self._rest_timer.cancel()
-        if self in self.poller:  # not so when it is driven by hand, or was unregistered
+        try:
             self.poller.modify(self, select.EPOLLERR)
+        except RegistrationError:
+            pass  # it is driven by hand, or was unregistered
         self._rest_timer = self.poller.call_at(until, self._end_of_rest)
 
     def _end_of_rest(self) -> None:
