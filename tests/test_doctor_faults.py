@@ -706,7 +706,7 @@ def test_the_command_shows_on_a_terminal_how_long_it_still_looks_and_fits_in_its
     assert f"looking for packets to {TARGET}: 0 packets, 0 s left" in progress
     assert "\033[1;31m" in rest  # the cause is red
     lines = re.sub(r"\033\[[0-9;]*m", "", rest).splitlines()
-    # A word that is longer than the room, as the path of a module that was not built, is not broken: it is to be copied.
+    # A word that is longer than the room, as the path of a module that was not built, is not broken, to be copied.
     assert [line for line in lines if len(line) > 80 and max(map(len, line.split())) < 62] == []
 
 
