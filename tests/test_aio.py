@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import socket
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import helpers
 import pytest
 import trio
 import uvloop
@@ -160,7 +160,7 @@ def test_cancelling_leaves_the_group_at_once(run: Run, free_port: int) -> None:
             async with in_tasks(receive, GROUP):
                 await joined(GROUP)
                 scope.cancel()
-        assert GROUP not in memberships()
+        assert not helpers.joined(GROUP)
 
     run(main)
 
@@ -449,7 +449,7 @@ def test_what_an_async_handler_raises_reaches_the_task_inside(run: Run, free_por
             async with aio.responder(answer, GROUP, free_port):
                 await aio.sendto("question", GROUP, free_port)
                 await anyio.sleep(30)
-        assert GROUP not in memberships()
+        assert not helpers.joined(GROUP)
 
     run(main)
 
@@ -634,19 +634,9 @@ def test_the_documented_programs_run(program: str, arguments: list[str], expecte
 # -- helpers -------------------------------------------------------------------------------------------------------
 
 
-def memberships() -> set[str]:
-    groups = set()
-    with open("/proc/self/net/igmp", encoding="ascii") as file:
-        for line in file:
-            match = re.match(r"\t+([0-9A-F]{8}) ", line)
-            if match:
-                groups.add(socket.inet_ntoa(int(match[1], 16).to_bytes(4, "little")))
-    return groups
-
-
 async def joined(*groups: str) -> None:
     """Wait until the groups are joined on this host."""
-    while not memberships() >= set(groups):
+    while not all(map(helpers.joined, groups)):
         await anyio.sleep(0.001)
 
 
