@@ -41,6 +41,7 @@ class Ask(Requester):
 def scenario(port: int) -> None:
     with multicast.Poller() as poller:
         poller.call_later(0, int)
+        poller.call_later(60, int)  # still to come whenever it polls, so there is an alarm to be set
         listener = Keeper(ip=GROUP, port=port, rcvbuf=100_000, details=True, poller=poller)
         Keeper(b"two", "ff05::90:1", port, interface="lo", poller=poller)
         Keeper(ip="232.90.1.1", port=port, sources=["127.0.0.1"], poller=poller)
