@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from programs import MULTICAST, Running, environment, events, multicast, wait_for
 
 from multicast import errors
-from multicast.cli import COMMANDS, Entry, basic, demo, output
+from multicast.cli import COMMANDS, Entry, basic, commands, demo, failures, output
 
 GROUP = "239.1.2.3:5000"
 LINE = re.compile(
@@ -36,7 +36,7 @@ LINE = re.compile(
 
 def invoke(*args: str) -> Result:
     """Run the command in this process; for what opens no socket and handles no signal."""
-    return CliRunner().invoke(output.program, list(args))
+    return CliRunner().invoke(commands.program, list(args))
 
 
 # -- the frame -------------------------------------------------------------------------------------------------------
@@ -62,7 +62,7 @@ def test_the_help_of_each_command_shows_three_examples_before_the_options(name: 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_takes_the_shared_options(name: str) -> None:
-    command = output.program.get_command(output.program.make_context("multicast", [], resilient_parsing=True), name)
+    command = commands.program.get_command(commands.program.make_context("multicast", [], resilient_parsing=True), name)
     assert command is not None
     spellings = {spelling for parameter in command.params for spelling in parameter.opts}
     assert {"-q", "--quiet", "-v", "--verbose", "--no-color", "--debug"} <= spellings
@@ -104,10 +104,10 @@ def test_a_command_loads_only_what_it_needs() -> None:
 
 
 def test_the_table_names_functions_that_exist(monkeypatch: pytest.MonkeyPatch) -> None:
-    context = output.program.make_context("multicast", [], resilient_parsing=True)
+    context = commands.program.make_context("multicast", [], resilient_parsing=True)
     for name in COMMANDS:
-        command = output.program.get_command(context, name)
-        assert isinstance(command, output.Command)
+        command = commands.program.get_command(context, name)
+        assert isinstance(command, commands.Command)
         assert command.name == name
 
 
@@ -268,7 +268,7 @@ def test_a_packet_is_shown_as_text_or_as_digits(packet: bytes, shown: str) -> No
     ],
 )
 def test_messages_of_the_library_speak_of_options(said: str, shown: str) -> None:
-    assert output.in_options(said) == shown
+    assert failures.in_options(said) == shown
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ def test_messages_of_the_library_speak_of_options(said: str, shown: str) -> None
         (PermissionError(1, "x"), 3),
         (errors.CaptureError("x"), 4),
         (errors.FrameError("x"), 4),
-        (output.BadData("x"), 4),
+        (failures.BadData("x"), 4),
         (errors.NoReply("x"), 1),
     ],
 )
@@ -350,17 +350,17 @@ def test_wrong_usage_is_said_in_words(args: list[str], says: str) -> None:
 @pytest.mark.parametrize(
     "written, rate",
     [
-        ("10m", output.Rate(bits=10e6)),
-        ("1.5k", output.Rate(bits=1500)),
-        ("2G", output.Rate(bits=2e9)),
-        ("64000", output.Rate(bits=64000)),
-        ("10mbps", output.Rate(bits=10e6)),
-        ("500pps", output.Rate(packets=500)),
-        ("2kpps", output.Rate(packets=2000)),
+        ("10m", commands.Rate(bits=10e6)),
+        ("1.5k", commands.Rate(bits=1500)),
+        ("2G", commands.Rate(bits=2e9)),
+        ("64000", commands.Rate(bits=64000)),
+        ("10mbps", commands.Rate(bits=10e6)),
+        ("500pps", commands.Rate(packets=500)),
+        ("2kpps", commands.Rate(packets=2000)),
     ],
 )
-def test_rates_are_written_as_people_do(written: str, rate: output.Rate) -> None:
-    assert output.RATE.convert(written, None, None) == rate
+def test_rates_are_written_as_people_do(written: str, rate: commands.Rate) -> None:
+    assert commands.RATE.convert(written, None, None) == rate
 
 
 @pytest.mark.parametrize(

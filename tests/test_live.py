@@ -29,7 +29,7 @@ from programs import MULTICAST, Running, environment, events, multicast
 from programs import Running as Program
 
 import multicast as library
-from multicast.cli import COMMANDS, live, output
+from multicast.cli import COMMANDS, commands, live
 from multicast.cli.bench import histogram_lines
 from multicast.cli.report import chart, page
 from multicast.meters import Cell, FlowKey, Meters
@@ -602,10 +602,10 @@ def manual() -> str:
 
 def test_the_manual_has_every_command_and_option(manual: str) -> None:
     plain = manual.replace("\\-", "-")
-    context = click.Context(output.program)
+    context = click.Context(commands.program)
     for name in COMMANDS:
         assert f".SS multicast {name} " in plain
-        command = output.program.get_command(context, name)
+        command = commands.program.get_command(context, name)
         assert command is not None
         for parameter in command.params:
             if isinstance(parameter, click.Option):

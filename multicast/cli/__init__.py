@@ -55,7 +55,7 @@ def main(args: Sequence[str] | None = None) -> int:
     0 yes, 1 it ran but the answer is no, 2 usage, 3 the system refused, 4 bad data, 130 interrupted before an answer.
     """
     try:
-        from .output import run
+        from .commands import run
 
         return run(args)
     except ModuleNotFoundError as error:

@@ -21,12 +21,9 @@ from multicast.senders import Multicaster, SenderStatistics
 from multicast.sockets import Group, open_sender
 
 from . import COMMANDS
-from .output import (
+from .commands import (
     GROUP,
     RATE,
-    BadData,
-    Exit,
-    Output,
     Rate,
     command,
     count_option,
@@ -34,15 +31,10 @@ from .output import (
     destination,
     interface_option,
     interfaces_option,
-    payload,
-    plural,
-    printable,
-    quoted,
-    shown,
     ttl_option,
-    where,
-    wording,
 )
+from .failures import BadData, Exit, wording
+from .output import Output, payload, plural, printable, quoted, shown, where
 
 # -- send ----------------------------------------------------------------------------------------------------------
 

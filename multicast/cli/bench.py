@@ -24,19 +24,9 @@ from multicast.probes import Histogram, Kind, Probe, Sequence, parse
 from multicast.senders import Multicaster
 from multicast.sockets import Group
 
-from .output import (
-    GROUP,
-    RATE,
-    SECONDS,
-    Exit,
-    Output,
-    Rate,
-    command,
-    interfaces_option,
-    plural,
-    printable,
-    where,
-)
+from .commands import GROUP, RATE, SECONDS, Rate, command, interfaces_option
+from .failures import Exit
+from .output import Output, plural, printable, where
 from .ping import Pinger, PingResponder
 
 _RCVBUF = 8 << 20

@@ -44,17 +44,10 @@ from multicast.poller import Poller, Timer
 from multicast.sockets import DEFAULT_PORT, Group
 from multicast.streams import Acceptor, Prefixed, Stream, connect
 
+from .commands import command, deadline_option, interfaces_option, ttl_option
+from .failures import Exit
 from .keyboard import Editor, Keyboard, typing
-from .output import (
-    Exit,
-    Output,
-    command,
-    deadline_option,
-    interfaces_option,
-    plural,
-    printable,
-    ttl_option,
-)
+from .output import Output, plural, printable
 
 # In characters; what is longer is cut, on both sides.
 _NAME, _TEXT = 30, 1000

@@ -21,25 +21,9 @@ from multicast.poller import Poller, Timer
 from multicast.sockets import Group
 
 from . import COMMANDS
-from .output import (
-    GROUP,
-    SECONDS,
-    Exit,
-    Output,
-    command,
-    count_option,
-    deadline_option,
-    destination,
-    interfaces_option,
-    payload,
-    plural,
-    printable,
-    quoted,
-    shown,
-    ttl_option,
-    where,
-    wording,
-)
+from .commands import GROUP, SECONDS, command, count_option, deadline_option, destination, interfaces_option, ttl_option
+from .failures import Exit, wording
+from .output import Output, payload, plural, printable, quoted, shown, where
 
 
 def _host(addr: Address) -> str:

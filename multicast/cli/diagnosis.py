@@ -11,18 +11,9 @@ import click
 from multicast.doctor import Diagnosis, Finding, diagnose
 from multicast.sockets import Group
 
-from .output import (
-    GROUP,
-    SECONDS,
-    Exit,
-    Output,
-    command,
-    in_options,
-    interfaces_option,
-    plural,
-    printable,
-    where,
-)
+from .commands import GROUP, SECONDS, command, interfaces_option
+from .failures import Exit, in_options
+from .output import Output, plural, printable, where
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red", "skip": "dim"}
 _WORDS = {"ok": "ok", "warn": "warn", "fail": "FAIL", "skip": "skip"}

@@ -20,19 +20,11 @@ from multicast.poller import Poller
 from multicast.sockets import Group
 
 from . import COMMANDS
+from .commands import GROUP, command, deadline_option, interfaces_option
 from .conversation import _host
+from .failures import Exit
 from .keyboard import typing
-from .output import (
-    GROUP,
-    Exit,
-    Output,
-    command,
-    deadline_option,
-    interfaces_option,
-    plural,
-    printable,
-    where,
-)
+from .output import Output, plural, printable, where
 from .report import Report
 
 if TYPE_CHECKING:

@@ -35,22 +35,10 @@ from multicast.senders import sendto
 from multicast.sockets import Group, ways
 
 from . import COMMANDS
+from .commands import GROUP, SECONDS, command, count_option, deadline_option, interfaces_option, ttl_option
 from .conversation import _host
-from .output import (
-    GROUP,
-    SECONDS,
-    Exit,
-    Output,
-    command,
-    count_option,
-    deadline_option,
-    in_options,
-    interfaces_option,
-    plural,
-    printable,
-    ttl_option,
-    where,
-)
+from .failures import Exit, in_options
+from .output import Output, plural, printable, where
 
 # What a `Responder` answers to one address in a second, and to all.
 _PER_SOURCE, _TOTAL = 50, 500

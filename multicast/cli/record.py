@@ -19,21 +19,9 @@ from multicast import capture
 from multicast.poller import Poller
 from multicast.sockets import Group
 
-from .output import (
-    GROUP,
-    Exit,
-    Output,
-    command,
-    count_option,
-    deadline_option,
-    interface_option,
-    interfaces_option,
-    plural,
-    printable,
-    ttl_option,
-    where,
-    wording,
-)
+from .commands import GROUP, command, count_option, deadline_option, interface_option, interfaces_option, ttl_option
+from .failures import Exit, wording
+from .output import Output, plural, printable, where
 
 __all__ = ["record", "replay"]
 

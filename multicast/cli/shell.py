@@ -5,7 +5,9 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
-from .output import Exit, Output, command, program
+from .commands import command, program
+from .failures import Exit
+from .output import Output
 
 #: The shells there are scripts for.
 SHELLS = ("bash", "zsh", "fish")
