@@ -116,6 +116,33 @@ class Evidence:
         """How many packets arrived as asked."""
         return sum(seen.packets for seen in self.arrived)
 
+    @property
+    def outer(self) -> list[Interface]:
+        """The interfaces but lo."""
+        return [one for one in self.present if not one.loopback]
+
+    @property
+    def on_wire(self) -> list[Seen]:
+        """What came in on the wire just as asked."""
+        return [
+            seen
+            for seen in self.wire or ()
+            if not seen.outgoing
+            and (seen.group, seen.port) == (self.group.address, self.group.port)
+            and (not self.asked or seen.interface in self.asked)
+            and (not self.group.sources or seen.source in self.group.sources)
+        ]
+
+    @property
+    def undelivered(self) -> list[Seen]:
+        """What came in on the wire just as asked, when none of it was delivered."""
+        return [] if self.delivered else self.on_wire
+
+    @property
+    def missing(self) -> bool:
+        """Whether packets are missing that may have reached this host: where the wire was looked at, those that did."""
+        return not self.delivered and (self.wire is None or bool(self.on_wire))
+
 
 class _Ear(MulticastListener):
     """Counts what it hears."""

@@ -1,0 +1,171 @@
+"""What the kernel does with what came: puts it together, checks it, filters it, and reports what is joined."""
+
+from __future__ import annotations
+
+from multicast.doctor.evidence import Evidence
+from multicast.doctor.firewall import blocking
+from multicast.doctor.messages import Finding, Status
+
+from .facts import about, amount, finding, lasted, listed, ok, packets, skip, stays_on_link, unique
+
+__all__ = ["check_checksum", "check_firewall", "check_fragments", "check_igmp", "check_reverse_path"]
+
+
+def check_fragments(e: Evidence) -> Finding:
+    """Are datagrams lost because fragments of them are?"""
+    came, whole = e.counters.get("Ip:ReasmReqds", 0), e.counters.get("Ip:ReasmOKs", 0)
+    failed = e.counters.get("Ip:ReasmFails", 0)
+    seen = f"ReasmReqds +{came}, ReasmOKs +{whole}, ReasmFails +{failed} in {lasted(e)} s"
+    status: Status = "fail" if e.missing else "warn"
+    begun = amount(one for one in e.on_wire if one.fragmented)
+    if begun > whole:
+        return finding("fragments", status, "fragments-lost", f"{begun} datagrams began on the wire; {seen}",
+                       **{**about(e), "lost": begun - whole, "begun": begun})
+    # On the wire alone it can be told whether the fragments are those of the group.
+    if came and not whole and (e.wire is None or (e.fragments and not e.delivered)):
+        return finding("fragments", status, "fragments-unfinished", seen, **about(e))
+    return ok("fragments", seen if came else "no fragments came")
+
+
+def check_checksum(e: Evidence) -> Finding:
+    """Are packets discarded for wrong checksums?"""
+    wrong = e.counters.get("Udp:InCsumErrors", 0) + e.counters.get("Ip:InCsumErrors", 0)
+    if wrong:
+        place = (e.asked or tuple(unique(one.interface for one in e.on_wire)) or ("INTERFACE",))[0]
+        return finding("checksum", "fail" if e.missing else "warn", "bad-checksum",
+                       f"InCsumErrors +{wrong} in {lasted(e)} s", **{**about(e), "interface": place})
+    return ok("checksum", "no wrong ones")
+
+
+def check_reverse_path(e: Evidence) -> Finding:
+    """Are packets discarded because their source would be answered by another interface?"""
+    name = "rp_filter"
+    if e.family == "IPv6":
+        return ok(name, "the kernel has none for IPv6")
+    prefix = "net.ipv4.conf."
+    every = e.sysctl.get(f"{prefix}all.rp_filter", 0)
+
+    def effective(interface: str) -> int:
+        return max(every, e.sysctl.get(f"{prefix}{interface}.rp_filter", 0))
+
+    counted = e.counters.get("TcpExt:IPReversePathFilter", 0)
+    considered = e.asked or tuple(one.name for one in e.outer)
+    on = {one: effective(one) for one in considered if effective(one)}
+    values = [f"{one}={e.sysctl.get(f'{prefix}{one}.rp_filter', 0)}" for one in ("all", *considered[:6])]
+    settings = " ".join(values)
+    seen = f"IPReversePathFilter +{counted} in {lasted(e)} s; rp_filter {settings}"
+    if not on:
+        return ok(name, f"off ({settings})")
+    status: Status = "fail" if e.missing else "warn"
+    pairs = [(one.source, one.interface) for one in e.undelivered if one.interface in on]
+    pairs += [(source, interface) for source in e.group.sources for interface in on]
+    for source, interface in pairs:
+        back = e.back.get(source)
+        setting = f"{prefix}{interface}.rp_filter" if not every else f"{prefix}all.rp_filter"
+        words = {**about(e), "source": source, "interface": interface, "setting": setting}
+        strict = on[interface] == 1
+        if back is not None and (not strict or back.interface == interface):
+            continue
+        if not counted:
+            if e.asked and not e.delivered:
+                return finding(name, "warn", "would-be-filtered", seen, **words)
+            continue
+        if e.delivered:
+            break
+        route = "no route" if back is None else f"the route is by {back.interface}"
+        code = "strict-reverse-path" if strict else "loose-reverse-path"
+        return finding(name, status, code, f"{seen}; back to {source} {route}", **words)
+    if counted and not e.delivered:
+        return finding(name, status, "reverse-path", seen, **about(e))
+    return ok(name, seen)
+
+
+def check_firewall(e: Evidence) -> Finding:
+    """Does the firewall drop the packets?"""
+    lost = e.undelivered
+    if e.rules is None:
+        missing = 0 if e.delivered or e.anywhere or e.refused else _lost_in_kernel(e)
+        if missing and e.family == "IPv4":
+            seen = f"at least {packets(missing)} taken in and given to no program in {lasted(e)} s, 0 delivered"
+            return finding("firewall", "fail", "discarded", seen, **about(e))
+        return skip("firewall", "rules need root to read; run with sudo for this check")
+    if not e.rules:
+        return ok("firewall", "no rules")
+    if not lost:
+        return ok("firewall", f"{len(e.rules)} rules, none in the way of what came" if e.delivered else
+                  f"{len(e.rules)} rules, and nothing came for them to drop")
+    facts = {
+        "daddr": e.group.address,
+        "dport": str(e.group.port),
+        "saddr": lost[0].source,
+        "iif": lost[0].interface,
+        "proto": "udp",
+        "family": "ipv6" if e.family == "IPv6" else "ipv4",
+        "state": "new",
+        "type": "multicast",
+    }
+    found = blocking(e.rules, facts)
+    if found is None:
+        return ok("firewall", f"{len(e.rules)} rules, none of which drops these packets")
+    rule, sure = found
+    words = {**about(e), "rule": rule.name, "allow": rule.allowing(e.group.address, e.group.port)}
+    total = f"{packets(amount(lost))} on the wire of {lost[0].interface}, 0 delivered"
+    if rule.grew:
+        return finding("firewall", "fail", "firewall-rule", f"the rule's counter +{rule.grew}; {total}", **words)
+    # It does not count. Every packet here matches it, or may.
+    match = "every one of them matches" if sure else "they may match"
+    return finding("firewall", "fail", "firewall-candidate", f"{total}; the rule does not count; {match}", **words)
+
+
+def _lost_in_kernel(e: Evidence) -> int:
+    """How many packets to joined groups the kernel took in and gave to nobody, as far as its counters tell.
+
+    Packets to groups nobody has joined are received and not delivered, and are not counted as multicast; so the smaller
+    of both numbers, and never too high a one: delivered unicast, and the reports of our own joins, which come back on
+    lo, are taken off as well, and a few for IGMP.
+    """
+    count = e.counters.get
+    reassembled = count("Ip:ReasmReqds", 0) - count("Ip:ReasmOKs", 0)
+    missing = count("Ip:InReceives", 0) - count("Ip:InDelivers", 0) - count("Ip:ForwDatagrams", 0) - reassembled
+    missing -= count("TcpExt:IPReversePathFilter", 0)
+    dealt_with = ("InDatagrams", "IgnoredMulti", "RcvbufErrors", "InCsumErrors")
+    undelivered = count("Ip:InMcastPkts", 0) - sum(count(f"Udp:{name}", 0) for name in dealt_with)
+    return max(0, min(missing, undelivered) - count("Ip:OutMcastPkts", 0) - _IGMP_ALLOWANCE)
+
+
+# How many packets of IGMP itself may come in while we look: queries, and reports of others.
+_IGMP_ALLOWANCE = 3
+
+
+def check_igmp(e: Evidence) -> Finding:
+    """Can the join name its sources?"""
+    specific = bool(e.group.sources) or e.group.is_source_specific
+    ipv6 = e.family == "IPv6"
+    protocol, modern = ("MLD", 2) if ipv6 else ("IGMP", 3)
+    prefix, option = ("net.ipv6.conf.", ".force_mld_version") if ipv6 else ("net.ipv4.conf.", ".force_igmp_version")
+    places = e.asked or tuple(one.name for one in e.outer if one.up)
+    status: Status = "warn" if e.delivered else "fail"
+    for interface in places:
+        for one in ("all", interface):
+            forced = e.sysctl.get(prefix + one + option, 0)
+            if forced and forced < modern and specific:
+                words = {**about(e), "protocol": protocol, "version": forced, "interface": interface}
+                return finding("igmp", status, "version-forced", f"{prefix}{one}{option} = {forced}",
+                               **{**words, "setting": prefix + one + option})
+        version = 3 if ipv6 else e.versions.get(interface, 3)
+        if version < 3 and specific:
+            return finding("igmp", status, "version-old", f"/proc/net/igmp has V{version} for {interface}",
+                           **{**about(e), "version": version, "interface": interface})
+    unasked = [one for one in places if one not in [name for name, _ in e.queriers]]
+    if e.wire is not None and e.seconds > _QUERY_INTERVAL and unasked and not stays_on_link(e.group.address):
+        words = {**about(e), "interface": listed(unasked)}
+        return finding("igmp", "warn", "no-query", f"no query on the wire in {lasted(e)} s", **words)
+    if ipv6:
+        return ok("igmp", "MLD version 2")
+    heard = [f"{name} from {source}" for name, source in e.queriers]
+    queries = f"; queries on {listed(heard[:3])}" if heard else ""
+    return ok("igmp", (", ".join(f"{one} V{e.versions.get(one, 3)}" for one in places[:6]) or "lo only") + queries)
+
+
+# A querier asks every 125 s (RFC 3376 section 8.2, RFC 3810 section 9.2), and who waits less can say nothing.
+_QUERY_INTERVAL = 130

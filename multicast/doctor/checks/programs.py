@@ -1,0 +1,79 @@
+"""Do the programs of this host take it, and is this package the one they import?"""
+
+from __future__ import annotations
+
+from multicast.doctor.evidence import Evidence
+from multicast.doctor.messages import Finding
+
+from .facts import about, amount, finding, kernel_joins, lasted, listed, ok, or_others, owners, packets, unique
+
+__all__ = ["check_buffer", "check_engine", "check_package", "check_program"]
+
+
+def check_program(e: Evidence) -> Finding:
+    """Have the programs of this host joined what comes?"""
+    name, group = "program", e.group.address
+    mine = [one for one in e.joined if one.group == group]
+    if not e.holders:
+        text = "no program of this host listens at the port" + (
+            f"; {group} is joined on {listed(unique(one.interface for one in mine))}" if mine else ""
+        )
+        return ok(name, text)
+    words = {**about(e), "program": owners(e.holders)}
+    came = e.anywhere or e.arrived
+    if not mine:
+        bound = [one for one in e.holders if one.address == group]
+        if bound and not kernel_joins(group):
+            seen = f"a socket bound to {group}:{e.group.port}, and no membership"
+            return finding(name, "fail", "not-joined", seen, **{**words, "program": owners(bound)})
+        groups = unique(one.group for one in e.joined if not kernel_joins(one.group))
+        seen = f"joined here: {listed(groups[:6] or ['nothing'])}"
+        return finding(name, "warn", "joined-other-group", seen, **words)
+    places = unique(one.interface for one in mine)
+    arriving = unique(one.interface for one in came)
+    if came and not set(places) & set(arriving):
+        seen = f"{packets(amount(came))} on {listed(arriving)}; memberships on {listed(places)}"
+        return finding(name, "fail", "joined-elsewhere", seen,
+                       **{**words, "arriving": or_others(arriving), "interface": listed(places)})
+    for membership in mine:
+        rows = [one for one in e.filters if (one.interface, one.group) == (membership.interface, group)]
+        wanted = [one.source for one in rows if one.included]
+        sources = unique(one.source for one in came if one.interface == membership.interface)
+        # As many sockets ask for one and the same source as have joined at all: nobody takes the others.
+        every = bool(wanted) and max(one.included for one in rows) >= membership.users
+        if every and sources and not set(sources) & set(wanted):
+            seen = f"{packets(amount(came))} from {listed(sources[:4])}; joined for {listed(wanted[:4])}"
+            return finding(name, "fail", "joined-for-others", seen,
+                           **{**words, "arriving": or_others(sources), "source": listed(wanted)})
+    return ok(name, f"{words['program']}; joined on {listed(places)}")
+
+
+def check_buffer(e: Evidence) -> Finding:
+    """Do the programs read fast enough?"""
+    worst = max(e.holders, key=lambda holder: holder.dropped, default=None)
+    if worst is not None and worst.dropped:
+        limit, default = e.sysctl.get("net.core.rmem_max", 0), e.sysctl.get("net.core.rmem_default", 0)
+        seen = f"drops +{worst.dropped} at {worst.address}:{worst.port} in {lasted(e)} s"
+        if limit:
+            seen += f"; net.core.rmem_max = {limit}" + (f", rmem_default = {default}" if default else "")
+        words = {**about(e), "program": worst.name, "dropped": worst.dropped, "wanted": max(4 << 20, 2 * limit)}
+        return finding("buffer", "fail", "overflow", seen, **words)
+    text = "no drops at the sockets of the port" if e.holders else "no sockets of other programs to watch"
+    return ok("buffer", text)
+
+
+def check_package(e: Evidence) -> Finding:
+    """Is this package what a program gets that imports it?"""
+    if len(e.distributions) > 1:
+        return finding("package", "warn", "two-packages", f"installed: {listed(e.distributions)}",
+                       **{**about(e), "names": listed(e.distributions), "listed": " ".join(e.distributions)})
+    text = f"multicast is {e.distributions[0]}" if e.distributions else "not installed as a distribution"
+    return ok("package", text)
+
+
+def check_engine(e: Evidence) -> Finding:
+    """Is the C form of the packet path in use?"""
+    if e.engine_reason:
+        return finding("engine", "warn", "engine-missing", f"the engine is {e.engine}",
+                       **{**about(e), "reason": e.engine_reason})
+    return ok("engine", f"the {e.engine.upper()} form is in use")

@@ -1,0 +1,83 @@
+"""Do sockets get it: the port, the memberships, the way back of what this host sends itself."""
+
+from __future__ import annotations
+
+import errno
+
+from multicast.doctor.evidence import Evidence
+from multicast.doctor.messages import Finding
+
+from .facts import about, amount, finding, kernel_joins, lasted, listed, ok, owners, packets, skip, unique
+
+__all__ = ["check_delivery", "check_loopback", "check_membership", "check_port"]
+
+
+def check_port(e: Evidence) -> Finding:
+    """Can the port be shared?"""
+    if "" in e.refused and e.refused[""].errno == errno.EADDRINUSE:
+        # A socket of another group does not stand in the way.
+        there = [one for one in e.holders if one.address in ("0.0.0.0", "::", e.group.address)]  # noqa: S104
+        return finding("port", "fail", "port-held", f"bind to {e.group.address}:{e.group.port}: address already in use",
+                       **{**about(e), "program": owners(there) if there else "a program"})
+    if not e.holders:
+        return ok("port", f"{e.group.port} is free")
+    return ok("port", f"{e.group.port} is shared with {owners(e.holders)}")
+
+
+def check_membership(e: Evidence) -> Finding:
+    """Are there as many memberships as can be?"""
+    limit = e.sysctl.get("net.ipv4.igmp_max_memberships")
+    words = {**about(e), "limit": limit, "more": 10 * max(10, limit or 0)}
+    for name, error in e.refused.items():
+        if error.errno == errno.ENOBUFS:
+            where = f" on {name}" if name else ""
+            seen = f"joining{where} failed with ENOBUFS; net.ipv4.igmp_max_memberships = {limit}"
+            return finding("membership", "fail", "limit-reached", seen, **words)
+    if e.refused and not e.delivered:
+        return skip("membership", "the group could not be joined")
+    if e.family == "IPv6":
+        return ok("membership", "joined; IPv6 sets no limit")
+    pairs = [(one.interface, one.group) for one in e.joined if ":" not in one.group and not kernel_joins(one.group)]
+    if e.holders and limit and len(pairs) == limit and e.group.address not in [group for _, group in pairs]:
+        seen = f"{len(pairs)} memberships, none of {e.group.address}; net.ipv4.igmp_max_memberships = {limit}"
+        return finding("membership", "fail", "limit-reached-other", seen, **{**words, "program": owners(e.holders)})
+    return ok("membership", f"joined; {limit} for each socket at most" if limit else "joined")
+
+
+def check_loopback(e: Evidence) -> Finding:
+    """Does what this host sends come back to it?"""
+    sent = [
+        one
+        for one in e.wire or ()
+        if one.outgoing and (one.group, one.port) == (e.group.address, e.group.port) and one.source in e.own
+    ]
+    counted, came = e.counters.get("Ip:OutMcastPkts", 0), e.counters.get("Ip:InMcastPkts", 0)
+    if sent and not e.anywhere and not e.on_wire:
+        code = "loopback-off" if e.silent else "unheard"
+        program = owners(e.silent) if e.silent else ""
+        places = listed(unique(one.interface for one in sent))
+        seen = f"{packets(amount(sent))} left by {places} in {lasted(e)} s, 0 came back"
+        return finding("loopback", "fail", code, seen, **{**about(e), "program": program})
+    # Reports of our own joins are among what is sent: two for each join, and the self-test has joined as well.
+    reports = 4 * len(e.present)
+    if e.wire is None and e.silent and min(counted, e.counters.get("Udp:OutDatagrams", 0)) - came > reports:
+        seen = f"OutMcastPkts +{counted}, InMcastPkts +{came} in {lasted(e)} s"
+        return finding("loopback", "fail", "loopback-perhaps", seen, **{**about(e), "program": owners(e.silent)})
+    if e.loopback is False:
+        return finding("loopback", "warn", "lo-dead", "a packet of our own with TTL 0 was lost", **about(e))
+    return ok("loopback", "our own packet with TTL 0 came back" if e.loopback else "nothing sent is missing")
+
+
+def check_delivery(e: Evidence, explained: bool) -> Finding:
+    """Does what reaches the host reach a socket?"""
+    lost = e.undelivered
+    if lost and not e.refused and not e.anywhere:
+        text = f"{packets(amount(lost))} on the wire of {listed(unique(one.interface for one in lost))}, 0 delivered"
+        if explained:
+            return Finding("delivery", "warn", cause=text)
+        return finding("delivery", "fail", "not-delivered", text, **about(e))
+    if e.refused:
+        return skip("delivery", "the group could not be joined")
+    if e.wire is None and not e.delivered:
+        return skip("delivery", "whether anything reaches this host, only the wire tells, which needs root")
+    return ok("delivery", f"{packets(e.delivered)} delivered" if e.delivered else "nothing came to be delivered")
