@@ -438,6 +438,8 @@ typedef struct {
     PyObject *last;
     socklen_t last_length;
     unsigned char last_raw[RAW];
+    /* The address of all packets read last; NULL where they had several. */
+    PyObject *origin;
     /* The destination of the packet before; only with details. */
     PyObject *destination;
     int destination_length;
@@ -491,6 +493,7 @@ static void reader_dealloc(PyObject *object)
     Py_XDECREF(self->group);
     Py_XDECREF(self->interface);
     Py_XDECREF(self->last);
+    Py_XDECREF(self->origin);
     Py_XDECREF(self->destination);
     for (int i = 0; i < NAMES; i++)
         Py_XDECREF(self->names[i].text);
@@ -502,34 +505,15 @@ static void reader_dealloc(PyObject *object)
 static PyMemberDef reader_members[] = {
     {"socket", T_OBJECT, offsetof(Reader, socket), READONLY, NULL},
     {"group", T_OBJECT, offsetof(Reader, group), READONLY, NULL},
+    {"interface", T_OBJECT, offsetof(Reader, interface), READONLY, NULL},
     {"mtu", T_INT, offsetof(Reader, mtu), READONLY, NULL},
     {"details", T_BOOL, offsetof(Reader, details), READONLY, NULL},
     {"offload", T_BOOL, offsetof(Reader, offload), 0, NULL},
+    {"origin", T_OBJECT, offsetof(Reader, origin), READONLY, NULL},
     {"packets", T_ULONGLONG, offsetof(Reader, packets), READONLY, NULL},
     {"bytes", T_ULONGLONG, offsetof(Reader, bytes), READONLY, NULL},
     {"truncated", T_ULONGLONG, offsetof(Reader, truncated), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},
-};
-
-static PyObject *reader_get_interface(PyObject *self, void *Py_UNUSED(closure))
-{
-    return or_none(((Reader *)self)->interface);
-}
-
-static int reader_set_interface(PyObject *object, PyObject *value, void *Py_UNUSED(closure))
-{
-    Reader *self = (Reader *)object;
-    PyObject *before = self->interface, *last = self->last;
-    self->interface = owned(value);
-    self->last = NULL; /* it carries the interface that was */
-    Py_XDECREF(before);
-    Py_XDECREF(last);
-    return 0;
-}
-
-static PyGetSetDef reader_getset[] = {
-    {"interface", reader_get_interface, reader_set_interface, NULL, NULL},
-    {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyType_Slot reader_slots[] = {
@@ -538,7 +522,6 @@ static PyType_Slot reader_slots[] = {
     {Py_tp_init, reader_init},
     {Py_tp_dealloc, reader_dealloc},
     {Py_tp_members, reader_members},
-    {Py_tp_getset, reader_getset},
     {0, NULL},
 };
 
@@ -697,20 +680,8 @@ static void arrange(Scratch *scratch, size_t length, size_t control)
     }
 }
 
-static PyObject *search_address(State *state, Reader *reader, const struct sockaddr_in6 *name, socklen_t length);
-
-/* Return (borrowed) the address for what the kernel reported. */
-static inline PyObject *find_address(State *state, Reader *reader, const struct sockaddr_in6 *name, socklen_t length)
-{
-    /* With a size known here the comparison is two instructions. */
-    if (length == sizeof(struct sockaddr_in) && reader->last_length == length
-        && memcmp(reader->last_raw, name, sizeof(struct sockaddr_in)) == 0 && reader->last != NULL)
-        return reader->last;
-    return search_address(state, reader, name, length);
-}
-
-/* The same, from the table where it is there. */
-static PyObject *search_address(State *state, Reader *reader, const struct sockaddr_in6 *name, socklen_t length)
+/* Return (borrowed) the address for what the kernel reported, from the table where it is there. */
+static PyObject *find_address(State *state, Reader *reader, const struct sockaddr_in6 *name, socklen_t length)
 {
     if (length > RAW)
         length = RAW;
@@ -901,6 +872,164 @@ static PyObject *cut(PyObject *known)
     return made;
 }
 
+/* What a call of receive has made so far. */
+typedef struct {
+    PyObject *packets;   /* lists, or NULL */
+    PyObject *addresses;
+    PyObject *origin; /* borrowed: the address of all packets, NULL where they have several */
+    unsigned long long bytes;
+    unsigned long long truncated;
+} Batch;
+
+/* Whether all datagrams are whole and of one sender, as most often they are. */
+static int are_alike(const Scratch *scratch, int got)
+{
+    const struct mmsghdr *heads = scratch->heads;
+    const struct sockaddr_in6 *names = scratch->names;
+    socklen_t length = heads[0].msg_hdr.msg_namelen;
+    int flags = heads[0].msg_hdr.msg_flags;
+    if (length > RAW)
+        return 0;
+    for (int i = 1; i < got; i++) {
+        flags |= heads[i].msg_hdr.msg_flags;
+        if (heads[i].msg_hdr.msg_namelen != length)
+            return 0;
+        /* With a size known here the comparison is two instructions. */
+        if (length == sizeof(struct sockaddr_in) ? memcmp(&names[i], names, sizeof(struct sockaddr_in)) != 0
+                                                 : memcmp(&names[i], names, length) != 0)
+            return 0;
+    }
+    return !(flags & MSG_TRUNC);
+}
+
+/* Make the packets and addresses of datagrams that have nothing with them: the usual case. */
+static int gather(State *state, Reader *reader, Scratch *scratch, int got, Batch *batch)
+{
+    PyObject *packets = batch->packets = PyList_New(got);
+    if (packets == NULL)
+        return -1;
+    if (got > 0 && are_alike(scratch, got)) {
+        PyObject *one = PyList_New(1);
+        PyObject *from = find_address(state, reader, &scratch->names[0], scratch->heads[0].msg_hdr.msg_namelen);
+        if (one != NULL && from != NULL) {
+            Py_INCREF(from);
+            PyList_SetItem(one, 0, from);
+            batch->addresses = PySequence_Repeat(one, got);
+            batch->origin = from;
+        }
+        Py_XDECREF(one);
+        if (batch->addresses == NULL)
+            return -1;
+    } else {
+        batch->addresses = PyList_New(got);
+        if (batch->addresses == NULL)
+            return -1;
+        for (int i = 0; i < got; i++) {
+            struct msghdr *head = &scratch->heads[i].msg_hdr;
+            PyObject *from = find_address(state, reader, &scratch->names[i], head->msg_namelen);
+            if (from == NULL)
+                return -1;
+            if (head->msg_flags & MSG_TRUNC) {
+                from = cut(from);
+                batch->truncated++;
+                if (from == NULL)
+                    return -1;
+            } else {
+                Py_INCREF(from);
+            }
+            PyList_SetItem(batch->addresses, i, from);
+        }
+    }
+    for (int i = 0; i < got; i++) {
+        size_t size = scratch->heads[i].msg_len;
+        PyObject *packet = PyBytes_FromStringAndSize(scratch->parts[i].iov_base, (Py_ssize_t)size);
+        if (packet == NULL)
+            return -1;
+        PyList_SetItem(packets, i, packet);
+        batch->bytes += size;
+    }
+    return 0;
+}
+
+/* The same for datagrams that may be bursts, and of which the kernel may have told more. */
+static int gather_told(State *state, Reader *reader, Scratch *scratch, int got, int fd, Batch *batch)
+{
+    Extra extras[LIMIT];
+    Py_ssize_t count = 0, place = 0;
+    size_t mtu = (size_t)reader->mtu;
+    time_t now = 0;
+    for (int i = 0; i < got; i++) {
+        size_t size = scratch->heads[i].msg_len;
+        read_control(&scratch->heads[i].msg_hdr, &extras[i]);
+        if (!reader->offload || extras[i].segment <= 0 || (size_t)extras[i].segment > size)
+            extras[i].segment = 0;
+        count += extras[i].segment > 0 ? (Py_ssize_t)(1 + (size - 1) / (size_t)extras[i].segment) : 1;
+    }
+    if (reader->details && got > 0) {
+        struct timespec clock;
+        clock_gettime(CLOCK_MONOTONIC_COARSE, &clock);
+        now = clock.tv_sec;
+    }
+    batch->packets = PyList_New(count);
+    batch->addresses = PyList_New(count);
+    if (batch->packets == NULL || batch->addresses == NULL)
+        return -1;
+    int alike = 1;
+    for (int i = 0; i < got; i++) {
+        const char *data = scratch->parts[i].iov_base;
+        size_t size = scratch->heads[i].msg_len;
+        size_t segment = extras[i].segment > 0 ? (size_t)extras[i].segment : size;
+        struct msghdr *head = &scratch->heads[i].msg_hdr;
+        size_t offset = 0;
+        PyObject *address = find_address(state, reader, &scratch->names[i], head->msg_namelen);
+        if (address == NULL)
+            return -1;
+        if (reader->details) {
+            address = detailed(reader, address, &extras[i], fd, now);
+            if (address == NULL)
+                return -1;
+        } else {
+            Py_INCREF(address);
+        }
+        do {
+            size_t length = size - offset < segment ? size - offset : segment;
+            size_t kept = length < mtu ? length : mtu;
+            PyObject *packet = PyBytes_FromStringAndSize(data + offset, (Py_ssize_t)kept);
+            PyObject *from = address;
+            if (kept < length || head->msg_flags & MSG_TRUNC) {
+                from = cut(address);
+                batch->truncated++;
+            } else {
+                Py_INCREF(from);
+            }
+            if (packet == NULL || from == NULL) {
+                Py_XDECREF(packet);
+                Py_XDECREF(from);
+                Py_DECREF(address);
+                return -1;
+            }
+            if (place == 0)
+                batch->origin = from;
+            else
+                alike &= from == batch->origin;
+            PyList_SetItem(batch->packets, place, packet);
+            PyList_SetItem(batch->addresses, place, from);
+            place++;
+            batch->bytes += kept;
+            offset += length;
+        } while (offset < size);
+        Py_DECREF(address);
+    }
+    if (!alike)
+        batch->origin = NULL;
+    if (reader->offload && got > 0) {
+        /* A turn is about LIMIT packets, however many of them come in each datagram. */
+        Py_ssize_t each = (count + got - 1) / got;
+        reader->slots = (int)(each < LIMIT ? LIMIT / each : 1);
+    }
+    return 0;
+}
+
 static const char receive_doc[] =
     "receive(reader, limit=64)\n--\n\n"
     "Read up to `limit` waiting datagrams; return the packets and, at the same places, where they came from.\n\n"
@@ -910,9 +1039,9 @@ static const char receive_doc[] =
 static PyObject *receive(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
     State *state = PyModule_GetState(module);
-    PyObject *result = NULL, *packets = NULL, *addresses = NULL;
+    PyObject *result = NULL, *before;
+    Batch batch = {0};
     Scratch *scratch = NULL;
-    Extra extras[LIMIT];
     long limit = LIMIT;
     int got = 0, error;
     if (nargs < 1 || nargs > 2 || Py_TYPE(args[0]) != state->reader_type) {
@@ -960,107 +1089,23 @@ static PyObject *receive(PyObject *module, PyObject *const *args, Py_ssize_t nar
             goto done;
         }
     }
-
-    Py_ssize_t count = got;
-    time_t now = 0;
     for (int i = 0; i < got; i++) /* the kernel does not report more than it wrote; if it did, it is not there */
         if (scratch->heads[i].msg_len > scratch->length)
             scratch->heads[i].msg_len = (unsigned int)scratch->length;
-    for (int i = 0; control && i < got; i++) {
-        size_t size = scratch->heads[i].msg_len;
-        read_control(&scratch->heads[i].msg_hdr, &extras[i]);
-        if (!reader->offload || extras[i].segment <= 0 || (size_t)extras[i].segment > size)
-            extras[i].segment = 0;
-        if (extras[i].segment > 0)
-            count += (Py_ssize_t)((size - 1) / (size_t)extras[i].segment);
-    }
-    if (reader->details && got > 0) {
-        struct timespec clock;
-        clock_gettime(CLOCK_MONOTONIC_COARSE, &clock);
-        now = clock.tv_sec;
-    }
-    packets = PyList_New(count);
-    addresses = PyList_New(count);
-    if (packets == NULL || addresses == NULL)
+    if ((control ? gather_told(state, reader, scratch, got, fd, &batch) : gather(state, reader, scratch, got, &batch)) < 0)
         goto done;
-    Py_ssize_t place = 0;
-    unsigned long long total = 0, truncated = 0;
-    size_t mtu = (size_t)reader->mtu;
-    for (int i = 0; !control && i < got; i++) { /* the usual case, with nothing in it that it does not need */
-        struct msghdr *head = &scratch->heads[i].msg_hdr;
-        PyObject *from = find_address(state, reader, &scratch->names[i], head->msg_namelen);
-        if (from == NULL)
-            goto done;
-        if (head->msg_flags & MSG_TRUNC) {
-            from = cut(from);
-            truncated++;
-            if (from == NULL)
-                goto done;
-        } else {
-            Py_INCREF(from);
-        }
-        PyList_SetItem(addresses, i, from);
-        size_t size = scratch->heads[i].msg_len;
-        PyObject *packet = PyBytes_FromStringAndSize(scratch->parts[i].iov_base, (Py_ssize_t)size);
-        if (packet == NULL)
-            goto done;
-        PyList_SetItem(packets, i, packet);
-        total += size;
-    }
-    for (int i = 0; control && i < got; i++) {
-        const char *data = scratch->parts[i].iov_base;
-        size_t size = scratch->heads[i].msg_len;
-        size_t segment = extras[i].segment > 0 ? (size_t)extras[i].segment : size;
-        struct msghdr *head = &scratch->heads[i].msg_hdr;
-        size_t offset = 0;
-        PyObject *address = find_address(state, reader, &scratch->names[i], head->msg_namelen);
-        if (address == NULL)
-            goto done;
-        if (reader->details) {
-            address = detailed(reader, address, &extras[i], fd, now);
-            if (address == NULL)
-                goto done;
-        } else {
-            Py_INCREF(address);
-        }
-        do {
-            size_t length = size - offset < segment ? size - offset : segment;
-            size_t kept = length < mtu ? length : mtu;
-            PyObject *packet = PyBytes_FromStringAndSize(data + offset, (Py_ssize_t)kept);
-            PyObject *from = address;
-            if (kept < length || head->msg_flags & MSG_TRUNC) {
-                from = cut(address);
-                truncated++;
-            } else {
-                Py_INCREF(from);
-            }
-            if (packet == NULL || from == NULL) {
-                Py_XDECREF(packet);
-                Py_XDECREF(from);
-                Py_DECREF(address);
-                goto done;
-            }
-            PyList_SetItem(packets, place, packet);
-            PyList_SetItem(addresses, place, from);
-            place++;
-            total += kept;
-            offset += length;
-        } while (offset < size);
-        Py_DECREF(address);
-    }
-    reader->packets += (unsigned long long)count;
-    reader->bytes += total;
-    reader->truncated += truncated;
-    if (reader->offload && got > 0) {
-        /* A turn is about LIMIT packets, however many of them come in each datagram. */
-        Py_ssize_t each = (count + got - 1) / got;
-        reader->slots = (int)(each < LIMIT ? LIMIT / each : 1);
-    }
-    result = PyTuple_Pack(2, packets, addresses);
+    reader->packets += (unsigned long long)PyList_Size(batch.packets);
+    reader->bytes += batch.bytes;
+    reader->truncated += batch.truncated;
+    before = reader->origin;
+    reader->origin = batch.origin;
+    Py_XINCREF(batch.origin);
+    Py_XDECREF(before);
+    result = PyTuple_Pack(2, batch.packets, batch.addresses);
 
 done:
-    Py_XDECREF(packets);
-    Py_XDECREF(addresses);
+    Py_XDECREF(batch.packets);
+    Py_XDECREF(batch.addresses);
     for (int i = 0; i < got; i++) {
         scratch->heads[i].msg_hdr.msg_namelen = sizeof scratch->names[i];
         scratch->heads[i].msg_hdr.msg_controllen = scratch->control;

@@ -34,7 +34,6 @@ class Address(tuple[Any, ...]):
 
 @final
 class Reader:
-    interface: str | None
     offload: bool
     @property
     def socket(self) -> _socket.socket: ...
@@ -43,7 +42,11 @@ class Reader:
     @property
     def group(self) -> str | None: ...
     @property
+    def interface(self) -> str | None: ...
+    @property
     def details(self) -> bool: ...
+    @property
+    def origin(self) -> Address | None: ...
     @property
     def packets(self) -> int: ...
     @property

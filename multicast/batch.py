@@ -135,6 +135,7 @@ class Reader:
         "interface",
         "mtu",
         "offload",
+        "origin",
         "packets",
         "socket",
         "truncated",
@@ -158,6 +159,8 @@ class Reader:
         self.interface = interface
         self.details = details
         self.offload = offload
+        #: The address of all packets read last, where they have one and the same.
+        self.origin: Address | None = None
         #: Packets, bytes and cut packets read so far.
         self.packets = 0
         self.bytes = 0
@@ -298,6 +301,7 @@ def receive(reader: Reader, limit: int = LIMIT) -> tuple[list[bytes], list[Addre
         _buffers.append(buffer)
     reader.packets += len(packets)
     reader.bytes += total
+    reader.origin = addresses[0] if len(set(map(id, addresses))) == 1 else None
     if offload and datagrams:
         # A turn is about LIMIT packets, however many of them come in each datagram.
         reader._slots = max(1, LIMIT // -(-len(packets) // datagrams))

@@ -49,9 +49,6 @@ _log = logging.getLogger("multicast")
 
 _Result = TypeVar("_Result")
 
-# So many packets are delivered as they are; it takes more to be worth looking whether they have one sender.
-_FEW = 8
-
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
@@ -195,24 +192,15 @@ class DatagramListener(Dispatcher):
         unread = self._unread_packets
         if unread is None:
             reader = self._socket_reader
-            cut = reader.truncated
             packets, addresses = batch.receive(reader, room)
             self._batch_read = packets
             self._packets_left = left = iter(packets)
             self._unread_packets = unread = zip(left, addresses, strict=False)  # `_forget` makes one shorter
-            count = len(packets)
-            if count > room:  # from bursts; they take turns with everybody else's
-                unread = islice(unread, room)
-            elif count > _FEW and not reader.details and reader.truncated == cut:
-                # Most often all of them come from one sender, and then it need not be looked up for each. Without
-                # details, and with none cut, addresses that are equal are equal in all they tell.
-                addr = addresses[0]
-                if addresses.count(addr) == count:
-                    self._deliver_packets(unread, addr)
-                    return
-        else:
-            unread = islice(unread, room)
-        self._deliver_packets(unread)
+            if len(packets) <= room:
+                self._deliver_packets(unread, reader.origin)
+                return
+        # What is left from before, or came in bursts, takes turns with everybody else's.
+        self._deliver_packets(islice(unread, room))
 
     def _deliver_packets(self, packets: Iterator[tuple[bytes, Address]], only: Address | None = None) -> None:
         """Hand out `packets`, of which `only` is the address of all, where it is given."""
@@ -242,6 +230,7 @@ class DatagramListener(Dispatcher):
                 self.poller.revisit(self)
             else:
                 self._unread_packets = None
+                self._batch_read.clear()  # they need not live until the next ones come
 
     def _forget_unread(self) -> None:
         """Deliver nothing of what was read before."""

@@ -153,6 +153,40 @@ def test_longer_packets_are_cut_to_mtu_and_marked(form: Any, details: bool, offl
         assert (wire.reader.packets, wire.reader.bytes, wire.reader.truncated) == (5, 15, 2)
 
 
+@pytest.mark.parametrize("ip", ["239.1.1.1", "ff15::1"])
+@pytest.mark.parametrize("offload", [False, True])
+def test_the_address_that_all_packets_have_is_told(form: Any, ip: str, offload: bool) -> None:
+    with line(form, ip, mtu=4, offload=offload) as wire, socket.socket(wire.sender.family, socket.SOCK_DGRAM) as other:
+        other.bind((wire.sender.getsockname()[0], 0))
+        assert wire.reader.origin is None
+        wire.put(b"one", b"", b"two")
+        _, addresses = form.receive(wire.reader)
+        assert wire.reader.origin is addresses[0]
+        assert all(address is addresses[0] for address in addresses)
+        wire.put(b"one", b"longer")
+        form.receive(wire.reader)
+        assert wire.reader.origin is None, "the address says that a packet was cut"
+        wire.put(b"one")
+        other.sendto(b"two", wire.receiver.getsockname())
+        wire.put(b"three")
+        _, addresses = form.receive(wire.reader)
+        assert wire.reader.origin is None
+        assert [tuple(address) for address in addresses[::2]] == [wire.sender.getsockname()] * 2
+        assert tuple(addresses[1]) == other.getsockname()
+        wire.put(b"four")
+        form.receive(wire.reader)
+        assert wire.reader.origin == wire.sender.getsockname()
+        form.receive(wire.reader)
+        assert wire.reader.origin is None, "nothing came"
+
+
+def test_packets_with_details_have_an_address_each(form: Any) -> None:
+    with line(form, details=True) as wire:
+        wire.put(b"one", b"two")
+        form.receive(wire.reader)
+        assert wire.reader.origin is None
+
+
 @pytest.mark.parametrize("mtu", [65507, 65535, 65536, 10**9])
 def test_the_longest_packet_comes_whole(form: Any, mtu: int) -> None:
     with line(form, mtu=mtu) as wire:

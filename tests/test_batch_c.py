@@ -275,20 +275,6 @@ def test_interleaved_sources_are_told_apart(
     assert len({id(address) for address in addresses}) < 100
 
 
-def test_what_a_reader_knows_of_its_interface_can_change(
-    batch: Any, ends: tuple[socket.socket, socket.socket, tuple[Any, ...]]
-) -> None:
-    opened, sending, to = ends
-    reader = batch.Reader(opened, 100, group=GROUP, interface="lo")
-    seen = []
-    for name in ("lo", None, "eth0"):
-        reader.interface = name
-        assert reader.interface == name
-        sending.sendto(b"x", to)
-        seen += [address.interface for address in batch.receive(reader)[1]]
-    assert seen == ["lo", None, "eth0"]
-
-
 def test_readers_of_different_groups_do_not_mix_up_addresses(batch: Any, free_port: int) -> None:
     groups = [f"239.7.8.{number}" for number in range(1, 40)]
     opened = [receiver(group, free_port) for group in groups]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -72,6 +73,14 @@ def test_an_empty_datagram_is_a_packet(poller: Poller, free_port: int) -> None:
     assert send([b"", "", b"x"], free_port) == 3
     poller.poll()
     assert listener.packets == [b"", b"", b"x"]
+
+
+def test_packets_that_were_delivered_are_not_kept(poller: Poller, free_port: int) -> None:
+    listener = Keeper(port=free_port, poller=poller, **ON_LO)
+    send("a packet", free_port)
+    poller.poll()
+    references = sys.getrefcount(listener.packets[0])  # in the list of the test, and as the argument
+    assert references == 2
 
 
 def test_a_true_result_closes_the_listener_and_not_the_poller(poller: Poller, free_port: int) -> None:

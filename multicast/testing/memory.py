@@ -241,6 +241,7 @@ class Reader:
         self.group = group
         self.interface = interface
         self.details = details
+        self.origin: Address | None = None
         self.packets = self.bytes = self.truncated = 0
         self.error: OSError | None = None
         self.__dict__.update(others)
