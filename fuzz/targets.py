@@ -31,9 +31,10 @@ if __name__ == "__main__":
 
 
 with instrument():
-    from multicast import batch, capture, discovery, filters, meters, probes, streams
+    from multicast import batch, capture, filters, meters, probes, streams
     from multicast.capture import reading
     from multicast.cli import chat as chatting
+    from multicast.discovery import rules
     from multicast.errors import ArgumentError, CaptureError, FilterError, FrameError
     from multicast.sockets import Group
 
@@ -176,7 +177,7 @@ def replies(data: bytes) -> None:
     source = Bytes(data)
     limit = source.number() % 8 or None
     rate, total = source.number() % 5 + 1, source.number() % 20 + 1
-    exchange, allowance, copies = discovery.Exchange(limit), discovery.Allowance(rate, total), discovery.Copies()
+    exchange, allowance, copies = rules.Exchange(limit), rules.Allowance(rate, total), rules.Copies()
     sent: list[float] = []
     now = 0.0
     while source:
@@ -201,7 +202,7 @@ def replies(data: bytes) -> None:
         assert len(allowance) <= 2 * total + 1
         assert len(copies) <= 1024
         packed = struct.pack("!BBBB", what, who, when, 1)
-        discovery.answerable(socket.inet_ntoa(packed), what << 8 | who)
+        rules.answerable(socket.inet_ntoa(packed), what << 8 | who)
 
 
 class _Told:

@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multicast import Address, Poller
-from multicast.discovery import Allowance, Copies, Exchange, Replies, Requester, Responder, answerable, request
+from multicast.discovery import Replies, Requester, Responder, request
+from multicast.discovery.rules import Allowance, Copies, Exchange, answerable
 from multicast.errors import ArgumentError, GroupError, InterfaceError, NoReply, PacketSizeError, PacketTypeError
 from multicast.sockets import Endpoint, Way, ways
 
