@@ -29,8 +29,8 @@ from multicast.probes import (
     Sequence,
     parse,
 )
-from multicast.probes import hops as hops_between
 from multicast.probes import matrix as who_hears_whom
+from multicast.probes.packets import hops as hops_between
 from multicast.senders import sendto
 from multicast.sockets import Group, ways
 
