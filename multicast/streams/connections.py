@@ -68,7 +68,7 @@ def connect(
     if stream.peer is None:
         stream.peer = Address((host, port))
     if failed is not None:
-        stream.poller.call_soon(stream._stream_shut, stream._stream_explained(failed, "connect"))
+        stream.poller.call_soon(stream._stream_not_connected, failed)
     return stream
 
 
@@ -126,8 +126,9 @@ class Acceptor(Dispatcher):
         self.address = Address(opened.getsockname())
         self._acceptor_streams: dict[int, tuple[Stream, str]] = {}  # and the host of each; by identity
         self._acceptor_hosts: dict[str, int] = {}
-        #: Connections taken so far, and of these: turned away.
+        #: Connections taken so far.
         self.accepted = 0
+        #: How many of these were turned away.
         self.refused = 0
         #: How often there was no descriptor or memory for a connection.
         self.exhausted = 0
@@ -178,9 +179,9 @@ class Acceptor(Dispatcher):
             stream.peer = peer  # the kernel forgets it when the peer has gone again already
             self._acceptor_streams[id(stream)] = (stream, host)
             self._acceptor_hosts[host] = self._acceptor_hosts.get(host, 0) + 1
-            stream._stream_acceptor = self
+            stream._stream_forget = self._acceptor_forget
 
-    def _acceptor_gone(self, stream: Stream) -> None:
+    def _acceptor_forget(self, stream: Stream) -> None:
         """A stream was closed: there is room for another."""
         present = self._acceptor_streams.pop(id(stream), None)
         if present is None:

@@ -79,14 +79,16 @@ class Lines:
     def take(self) -> bytes | None:
         """Return the next line, None when none is complete. Raises `FrameError` when it is too long."""
         data = self._data
-        at = data.find(b"\n", self._searched)
-        self._searched = len(data) if at < 0 else 0
-        if (len(data) if at < 0 else at) > self.limit:
+        end = data.find(b"\n", self._searched)
+        length = len(data) if end < 0 else end
+        if length > self.limit:
             raise FrameError(f"a line is longer than {self.limit} bytes")
-        if at < 0:
+        if end < 0:
+            self._searched = length
             return None
-        line = bytes(data[:at])
-        del data[: at + 1]
+        self._searched = 0
+        line = bytes(data[:end])
+        del data[: end + 1]
         return line.removesuffix(b"\r")
 
     def end(self) -> bytes | None:

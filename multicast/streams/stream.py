@@ -8,7 +8,6 @@ import select
 import socket as _socket
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from multicast import batch, sockets
 from multicast.batch import Address
@@ -17,13 +16,14 @@ from multicast.poller import Dispatcher, Poller, Timer
 
 from .framers import Framer, Raw, check_size
 
-if TYPE_CHECKING:
-    from .connections import Acceptor
-
+# Bytes of one turn: neither a flood nor a peer that takes whatever it gets may leave the others waiting.
 _READ_AT_ONCE = 65536
 _WRITE_AT_ONCE = 262144
 # Nothing to watch for. Errors and hang-ups are reported all the same, and a hang-up never goes away: once is enough.
 NOTHING = select.EPOLLERR | select.EPOLLET
+# How far the peer's direction has come: bytes may come; no more will; the framer has given what was left of them;
+# `handle_end` was called.
+_OPEN, _ENDED, _EMPTIED, _TOLD = range(4)
 
 
 class Stream(Dispatcher):
@@ -52,7 +52,7 @@ class Stream(Dispatcher):
     _stream_alive = False  # the constructor is done: handlers may be called
     _stream_dialled = False  # made by connect()
     _stream_opening = True  # the connection does not stand yet, or handle_connected is still to be called
-    _stream_acceptor: Acceptor | None = None
+    _stream_forget: Callable[[Stream], object] | None = None  # for the acceptor that has it, to be told of its end
 
     def __init__(
         self,
@@ -79,12 +79,12 @@ class Stream(Dispatcher):
         # While a turn of reading is on, what it causes to be written is kept, and sent in one go at its end.
         self._stream_corked = False
         self._stream_pending = False  # the framer may have messages that were not delivered
-        # The peer's direction: it has ended; the framer gave its rest; handle_end was called.
-        self._stream_ended = self._stream_rested = self._stream_told = False
+        self._stream_incoming = _OPEN  # the peer's direction
         # Our own: finish() was called; and the end was sent, or nothing can be sent any more.
         self._stream_finishing = self._stream_finished = False
         self._stream_failure: Exception | None = None  # sending has failed; what the peer said before is still read
-        self._stream_last = self._stream_progress = 0.0
+        # When the peer last completed a message; when it last took something, or there first was something to take.
+        self._stream_heard = self._stream_progress = 0.0
 
     def __repr__(self) -> str:
         state = ", closed" if self.closed else ", opening" if self._stream_opening else ""
@@ -194,7 +194,7 @@ class Stream(Dispatcher):
         super()._finish_construction()
 
     def _attached(self) -> None:
-        self._stream_last = self._stream_progress = self.poller.time()  # clocks of two pollers need not agree
+        self._stream_heard = self._stream_progress = self.poller.time()  # clocks of two pollers need not agree
         self._stream_set_timer()
 
     def _detached(self, poller: Poller) -> None:
@@ -205,20 +205,23 @@ class Stream(Dispatcher):
         """The socket is writable for the first time: the connection stands, or has failed."""
         socket = self.socket
         assert socket is not None  # noqa: S101 -- the poller calls only what is registered
-        number = socket.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
-        if number:
-            self._stream_shut(self._stream_explained(OSError(number, os.strerror(number)), "connect"))
-            return
-        try:
-            self.peer = Address(socket.getpeername())
-        except OSError as error:
-            self._stream_shut(self._stream_explained(error, "connect"))
+        error = _error_of(socket)
+        if error is None:
+            try:
+                self.peer = Address(socket.getpeername())
+            except OSError as gone:
+                error = gone
+        if error is not None:
+            self._stream_not_connected(error)
             return
         self._stream_opening = False
-        self._stream_touch()
+        self._stream_heard = self.poller.time()
         self._stream_set_timer()
         self._stream_watch()
         self.handle_connected()
+
+    def _stream_not_connected(self, error: OSError) -> None:
+        self._stream_shut(self._stream_explained(error, "connect"))
 
     def _stream_explained(self, error: OSError, operation: str = "stream") -> OSError:
         return advise(error, operation, address=describe(self.peer))
@@ -231,25 +234,16 @@ class Stream(Dispatcher):
         if not self._stream_alive:
             return  # its constructor failed
         self._stream_out.clear()
-        if self._stream_acceptor is not None:
-            self._stream_acceptor._acceptor_gone(self)
+        if self._stream_forget is not None:
+            self._stream_forget(self)
         self.handle_close(error)
 
-    def _stream_give_up(self, error: Exception) -> None:
-        """Close with an error, but not now: somebody is in the middle of writing to many."""
-        self._stream_out.clear()
-        self._stream_above = False
-        self._stream_finished = True
-        self._stream_failure = error
-        self._stream_watch()
-        self.poller.call_soon(self._stream_shut, error)
-
     def _stream_watch(self) -> None:
-        """Tell the poller what we wait for, and set the timer for what we do not wait for any longer."""
+        """Tell the poller what we wait for, and see that the peer takes what is kept for it in time."""
         ending = self._stream_finishing and not self._stream_finished
         writes = self._stream_opening or self._stream_out or self._stream_above or ending
         flags = select.EPOLLOUT if writes else 0
-        if not (self._stream_opening or self._stream_ended or self._stream_held):
+        if not (self._stream_opening or self._stream_incoming != _OPEN or self._stream_held):
             flags |= select.EPOLLIN
         flags = flags or NOTHING
         if flags != self._flags:
@@ -265,16 +259,13 @@ class Stream(Dispatcher):
 
     # Time limits.
 
-    def _stream_touch(self) -> None:
-        self._stream_last = self.poller.time()
-
     def _stream_deadline(self) -> float | None:
         """When the peer will have been too slow or silent too long, if nothing happens until then."""
         deadlines = []
         if self.stall is not None and (self._stream_out or self._stream_opening):
             deadlines.append(self._stream_progress + self.stall)
         if self.idle is not None and not self._stream_opening:
-            deadlines.append(max(self._stream_last, self._stream_progress) + self.idle)
+            deadlines.append(max(self._stream_heard, self._stream_progress) + self.idle)
         return min(deadlines, default=None)
 
     def _stream_set_timer(self) -> None:
@@ -297,7 +288,7 @@ class Stream(Dispatcher):
         if now < when:
             self._stream_set_timer()
         elif self._stream_opening:
-            self._stream_shut(self._stream_explained(OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)), "connect"))
+            self._stream_not_connected(_os_error(errno.ETIMEDOUT))
         elif self.stall is not None and self._stream_out and now >= self._stream_progress + self.stall:
             self._stream_shut(PeerTimeout(f"{describe(self.peer)} has taken nothing for {self.stall:g} s"))
         else:
@@ -310,11 +301,11 @@ class Stream(Dispatcher):
         socket = self.socket
         if socket is None or self._stream_opening:
             return
-        if self._stream_held or (self._stream_ended and not self._stream_pending):
+        if self._stream_held or (self._stream_incoming != _OPEN and not self._stream_pending):
             # Nothing is read now: a fault brings us here, or somebody else's call.
-            number = socket.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
-            if number:
-                self._stream_break(OSError(number, os.strerror(number)))
+            fault = _error_of(socket)
+            if fault is not None:
+                self._stream_break(fault)
             return
         if not self._stream_pending:
             try:
@@ -325,7 +316,8 @@ class Stream(Dispatcher):
                 self._stream_shut(self._stream_failure or self._stream_explained(error))
                 return
             self.framer.feed(data)
-            self._stream_ended = not data
+            if not data:
+                self._stream_incoming = _ENDED
             self._stream_pending = True
         self._stream_corked = True
         try:
@@ -343,16 +335,16 @@ class Stream(Dispatcher):
         while True:
             try:
                 message = self.framer.take()
-                if message is None and self._stream_ended and not self._stream_rested:
+                if message is None and self._stream_incoming == _ENDED:
                     if self._stream_failure is None:
                         message = self.framer.end()
-                    self._stream_rested = True
+                    self._stream_incoming = _EMPTIED
             except FrameError as error:
                 self._stream_shut(self._stream_failure or error)
                 return
             if message is None:
                 break
-            self._stream_touch()
+            self._stream_heard = self.poller.time()
             self.handle_message(message)
             if self.socket is None:
                 return
@@ -361,16 +353,13 @@ class Stream(Dispatcher):
             if self._stream_held:
                 return
         self._stream_pending = False
-        if not self._stream_ended:
+        if self._stream_incoming == _OPEN:
             return
         if self._stream_failure is not None:
             self._stream_shut(self._stream_failure)
-            return
-        if not self._stream_told:
-            self._stream_told = True
+        elif self._stream_incoming != _TOLD:
+            self._stream_incoming = _TOLD
             self.handle_end()
-        if self._stream_finished:
-            self._stream_shut(self._stream_failure)
 
     # Writing.
 
@@ -413,17 +402,26 @@ class Stream(Dispatcher):
         del out[:sent]
         self._stream_progress = self.poller.time()
 
+    def _stream_stop_sending(self, error: Exception) -> None:
+        """Nothing goes out any more, and `error` is why."""
+        self._stream_out.clear()
+        self._stream_above = False
+        self._stream_finished = True
+        self._stream_failure = self._stream_failure or error
+        self._stream_watch()
+
+    def _stream_give_up(self, error: Exception) -> None:
+        """Close with an error, but not now: somebody is in the middle of writing to many."""
+        self._stream_stop_sending(error)
+        self.poller.call_soon(self._stream_shut, error)
+
     def _stream_break(self, error: OSError) -> None:
         """Sending has failed for good. What the peer said before that is still in the kernel, so read on."""
-        self._stream_out.clear()
-        self._stream_finished = True
-        self._stream_above = False
-        self._stream_failure = self._stream_failure or self._stream_explained(error)
-        if self._stream_told:
+        self._stream_stop_sending(self._stream_explained(error))
+        if self._stream_incoming == _TOLD:
             self.poller.call_soon(self._stream_shut, self._stream_failure)
         elif self._stream_pending and not self._stream_paused:
             self.poller.revisit(self)
-        self._stream_watch()
 
     def _stream_end_if_sent(self) -> None:
         """After `finish`, when the last byte has gone, end our direction, and the stream if the other has ended too."""
@@ -435,8 +433,18 @@ class Stream(Dispatcher):
                 self.socket.shutdown(_socket.SHUT_WR)
             except OSError:
                 pass  # it is gone anyway, and reading will say why
-        if self._stream_told:
+        if self._stream_incoming == _TOLD:
             self._stream_shut(self._stream_failure)
+
+
+def _os_error(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
+
+
+def _error_of(socket: _socket.socket) -> OSError | None:
+    """Return what has gone wrong with the connection meanwhile (SO_ERROR in socket(7)); the kernel tells it once."""
+    number = socket.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
+    return _os_error(number) if number else None
 
 
 def describe(peer: Address | None) -> str:
