@@ -205,7 +205,7 @@ def advise(error: OSError, operation: str, **context: object) -> OSError:
 
 
 def describe(error: BaseException) -> str:
-    """Return `error` as one line for a person: what happened, then the notes that say what to do."""
+    """Return `error` as one line for a person: what happened, then, as sentences, the notes that say what to do."""
     if isinstance(error, OSError) and error.errno is not None:
         text = f"{os.strerror(error.errno)} (errno {error.errno}, {errno.errorcode.get(error.errno, '?')})"
         if error.filename:
@@ -214,4 +214,7 @@ def describe(error: BaseException) -> str:
         text = str(error.args[0])
     else:
         text = str(error) or type(error).__name__
-    return " ".join([text, *getattr(error, "__notes__", ())])
+    for note in getattr(error, "__notes__", ()):
+        end = "" if text.endswith((".", "!", "?", ":")) else "."
+        text = f"{text}{end} {note}"
+    return text

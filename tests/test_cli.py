@@ -826,6 +826,18 @@ def test_a_full_disk_is_said_in_words() -> None:
     assert done.stderr == "multicast: No space left on device.\n"
 
 
+@pytest.mark.parametrize("redirected", [">&-", "1</dev/null"])
+@pytest.mark.parametrize("args", [["interfaces"], ["interfaces", "--json"], ["--help"], ["send", "--help"], ["-V"],
+                                  ["completion", "bash"], ["send", GROUP, "x", "--json"]], ids=" ".join)
+def test_a_result_that_cannot_be_written_is_not_taken_for_written(args: list[str], redirected: str) -> None:
+    shell = ["sh", "-c", f'exec "$@" {redirected}', "sh", *MULTICAST, *args]
+    done = subprocess.run(shell, stderr=subprocess.PIPE, text=True, timeout=20)
+    assert done.returncode == 3
+    complaint = "multicast: what this command prints cannot be written: standard output is closed\n"
+    assert done.stderr.endswith(complaint)
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_closed_standard_streams_do_no_harm(closed: str) -> None:
     with Running("listen", GROUP, "-c", "1", "--json").joined() as listening:

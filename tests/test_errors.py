@@ -82,8 +82,10 @@ def test_braces_in_what_is_told_do_no_harm() -> None:
 def test_an_error_is_described_in_one_line() -> None:
     error = advise(PermissionError(errno.EPERM, "Operation not permitted"), "send", address="239.1.1.1")
     line = describe(error)
-    assert line.startswith("Operation not permitted (errno 1, EPERM) A local firewall rule")
+    assert line.startswith("Operation not permitted (errno 1, EPERM). A local firewall rule")
     assert "\n" not in line
+    error.add_note("And one more.")
+    assert describe(error) == f"{line} And one more."
     assert describe(FileNotFoundError(errno.ENOENT, "x", "some.pcap")).startswith("some.pcap: No such file")
     assert describe(multicast.InterfaceError("no interface 'x'")) == "no interface 'x'"
     assert describe(ValueError()) == "ValueError"

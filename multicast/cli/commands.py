@@ -159,13 +159,17 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _open_missing() -> None:
-    """See to it that 0, 1 and 2 are open; otherwise a socket of ours would get the number, and then the output."""
+    """See to it that 0, 1 and 2 are open; otherwise a socket of ours would get the number, and then the output.
+
+    What is written to a stdout that was closed must not seem to have arrived, so there writing is an error.
+    """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             try:
                 os.fstat(number)
             except OSError:
-                os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+                # This gets the lowest number that is free.
+                os.open(os.devnull, os.O_RDONLY if name == "stdout" else os.O_RDWR)
             setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import click
 
-from multicast import errors
 from multicast.batch import Address
 from multicast.discovery import Requester, Responder
 from multicast.poller import Poller, Timer
@@ -22,7 +21,7 @@ from multicast.sockets import Group
 
 from . import COMMANDS
 from .commands import GROUP, SECONDS, command, count_option, deadline_option, destination, interfaces_option, ttl_option
-from .failures import Exit, wording
+from .failures import Exit, in_words, wording
 from .output import Output, payload, plural, printable, quoted, shown, where
 
 
@@ -288,7 +287,7 @@ class _Responding(Responder):
         try:
             job = _Job(self.poller, self._words, packet, self.longest, self._limit, done)
         except OSError as error:
-            self._answer(packet, addr, None, errors.describe(error))
+            self._answer(packet, addr, None, in_words(error, self._out))
         else:
             self._jobs[job] = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import errno
 import logging
 import re
 import sys
@@ -16,7 +17,7 @@ from multicast import errors
 
 from .output import Output, printable
 
-__all__ = ["BadData", "Exit", "Log", "explain", "in_options", "wording"]
+__all__ = ["BadData", "Exit", "Log", "explain", "in_options", "in_words", "wording"]
 
 
 class Exit(enum.IntEnum):
@@ -63,6 +64,12 @@ def in_options(text: str) -> str:
     return _ARGUMENT.sub(option, text)
 
 
+def in_words(error: BaseException, out: Output) -> str:
+    """Return what went wrong, for the command line: the cause, then what to do; numbers only for who asked for more."""
+    text = errors.describe(error)
+    return printable(in_options(text if out.verbose else _NUMBER.sub("", text)))
+
+
 def _code(error: BaseException) -> Exit:
     if isinstance(error, (errors.CaptureError, errors.FrameError, BadData)):
         return Exit.DATA
@@ -86,9 +93,14 @@ def explain(out: Output, error: Exception) -> Exit:
     if isinstance(error, click.ClickException):
         out.fail(error.format_message())
         return Exit(error.exit_code)
-    text = errors.describe(error)
-    text = _NUMBER.sub(r"\g<0>." if out.verbose else ".", text)
-    out.fail(printable(in_options(text)))
+    if isinstance(error, OSError) and error.errno == errno.EBADF and error.filename is None:
+        # No descriptor of ours is ever bad: it is stdout, which whoever started us has closed or opened for reading.
+        out.fail("what this command prints cannot be written: standard output is closed")
+        return Exit.REFUSED
+    text = in_words(error, out)
+    if isinstance(error, OSError) and error.errno is not None and not text.endswith("."):
+        text += "."  # the kernel's words have none
+    out.fail(text)
     return _code(error)
 
 

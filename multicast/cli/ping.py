@@ -37,7 +37,7 @@ from multicast.sockets import Group, ways
 from . import COMMANDS
 from .commands import GROUP, SECONDS, command, count_option, deadline_option, interfaces_option, ttl_option
 from .conversation import _host
-from .failures import Exit, in_options
+from .failures import Exit, in_words
 from .output import Output, plural, printable, where
 
 # What a `Responder` answers to one address in a second, and to all.
@@ -86,7 +86,7 @@ class PingResponder(Responder):
             try:
                 sendto(beacon, self.group.address, self.group.port, self._ttl, interface=addr.interface)
             except (errors.MulticastError, OSError) as error:
-                self._out.warn(f"the others cannot hear this host: {printable(errors.describe(error))}")
+                self._out.warn(f"the others cannot hear this host: {in_words(error, self._out)}")
         if not self._quiet:
             self._tell(probe, addr, replied)
 
@@ -170,7 +170,7 @@ class Pinger(Requester):
         except (errors.MulticastError, OSError) as error:
             if not self.pings:
                 raise
-            text = in_options(printable(errors.describe(error)))
+            text = in_words(error, self._out)
             if text != self._trouble:  # it may pass; said once
                 self._out.warn(text)
             self._trouble = text
