@@ -67,6 +67,7 @@ CASES: dict[str, tuple[str, Evidence]] = {
     "no-ipv6": ("fail", replace(SILENT, group=Group("ff15::1", 5000), present=interface(addresses=("10.0.0.7",)))),
     "join-refused": ("fail", replace(SILENT, asked=("eth0",), refused={"eth0": OSError(errno.ENODEV, "")})),
     "no-route": ("fail", replace(SILENT, route=None)),
+    "no-route-down": ("fail", replace(SILENT, route=None, present=(LO, ETH0, replace(ETH1, up=False)))),
     "route-elsewhere": (
         "fail", replace(SILENT, present=(LO, ETH0, replace(ETH1, running=False)), route=Route("eth1", None))
     ),
@@ -240,6 +241,13 @@ def test_the_first_fault_on_the_way_is_the_cause() -> None:
     assert found.fault is not None
     assert [one.code for one in found.findings if one.status == "fail"] == ["interface-down", "port-held"]
     assert found.fault.code == "interface-down"
+
+
+def test_a_named_interface_that_is_down_is_named_whatever_else_is_down() -> None:
+    down = tuple(replace(one, up=False) for one in (LO, ETH0, ETH1))
+    fault = diagnosis(replace(SILENT, asked=("eth1",), present=down, route=None)).fault
+    assert fault is not None
+    assert (fault.cause, fault.fixes) == ("The interface eth1 is down.", ("sudo ip link set dev eth1 up",))
 
 
 def test_silence_that_is_explained_is_no_fault_of_its_own() -> None:

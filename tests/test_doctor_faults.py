@@ -668,6 +668,18 @@ def test_the_command_says_cause_fix_and_what_was_seen(lab: netns.Lab) -> None:
     assert done.stderr == f"looking for packets to {TARGET} for 0.1 s\n"
 
 
+@pytest.mark.parametrize("args, code, says", [
+    (["-i", "nonsense"], 3, "no interface 'nonsense'. "),
+    (["--from", "nonsense"], 2, "'nonsense' is not an IP address; "),
+    (["--from", "ff02::1"], 2, "source ff02::1 is not the address of a single IPv4 host"),
+], ids=["interface", "source", "family"])
+def test_the_command_does_not_say_it_looks_when_it_cannot(args: list[str], code: int, says: str) -> None:
+    done = programs.multicast("doctor", TARGET, *args)
+    assert done.returncode == code
+    assert done.stderr.startswith(f"multicast: {says}")
+    assert done.stderr.count("\n") == 1
+
+
 def test_the_command_writes_json(lab: netns.Lab) -> None:
     _, bob = lab.pair()
     done = programs.multicast("doctor", TARGET, "-w", "0.1", "--json", "-q", host=bob)

@@ -74,11 +74,15 @@ class _Watch:
         self._out = out
         self._live = sys.stderr.isatty() and not out.quiet
         self._text = f"looking for packets to {group}"
+        self._seconds = seconds
+        self._told = False
         self._width = 0
-        if not self._live:
-            out.say(f"{self._text} for {seconds:.3g} s")
 
     def tell(self, left: float, packets: int) -> None:
+        """Say how it stands; called when the look begins, which what was asked for may not let it, and then on."""
+        if not self._told and not self._live:
+            self._out.say(f"{self._text} for {self._seconds:.3g} s")
+        self._told = True
         if self._live:
             text = f"{self._text}: {plural(packets, 'packet')}, {left:.0f} s left"[: _columns() - 1]
             sys.stderr.write("\r" + text.ljust(self._width))
@@ -86,7 +90,8 @@ class _Watch:
             self._width = len(text)
 
     def clear(self) -> None:
-        if self._live:
+        """Make room for the result."""
+        if self._live and self._told:
             sys.stderr.write("\r" + " " * self._width + "\r")
             sys.stderr.flush()
 

@@ -73,6 +73,11 @@ MESSAGES: dict[str, Message] = {
         "This host has no route for {group}, so programs that name no interface can neither join nor send to it.",
         ("multicast listen {target} -i {interface}", "sudo ip {six}route add {net} dev {interface}"),
     ),
+    "no-route-down": Message(
+        "The interface {down} is down, and no route for {group} is left, so programs that name no interface can neither"
+        " join nor send to it.",
+        ("sudo ip link set dev {down} up", "multicast listen {target} -i {interface}"),
+    ),
     "route-elsewhere": Message(
         "By the routes {group} belongs to {routed}, which {problem}; programs that name no interface join it there.",
         ("multicast listen {target} -i {interface}", "sudo ip {six}route replace {net} dev {interface}"),

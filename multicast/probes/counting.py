@@ -1,4 +1,4 @@
-"""What the numbers of packets tell, and a table of times."""
+"""What the numbers of packets tell, and how times are spread."""
 
 from __future__ import annotations
 

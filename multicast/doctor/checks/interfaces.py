@@ -52,9 +52,9 @@ def _scope(e: Evidence) -> str:
 
 def check_interface(e: Evidence) -> Finding:
     """Can the interfaces receive?"""
-    if not any(one.up for one in e.present):
-        name = (e.asked or ("lo",))[0]
+    if not e.asked and not any(one.up for one in e.present):
         states = "; ".join(map(_state, e.present))
+        name = next((one.name for one in e.outer if one.addresses), "lo")
         return finding("interface", "fail", "none-up", states, **{**about(e), "interface": name})
     wanted = [one for one in e.present if one.name in e.asked] if e.asked else e.outer
     status: Status = "warn" if e.delivered else "fail"
@@ -103,6 +103,11 @@ def check_route(e: Evidence) -> Finding:
         return skip("route", "the group needs an interface, and then no route")
     status: Status = "warn" if e.delivered else "fail"
     if e.route is None:
+        # Routes go with their interface, and come back with it.
+        down = [one.name for one in e.outer if not one.up]
+        if down:
+            seen = f"the kernel knows none; down: {listed(down)}"
+            return finding("route", status, "no-route-down", seen, **{**about(e), "down": down[0]})
         return finding("route", status, "no-route", "the kernel knows none", **about(e))
     one = next((one for one in e.present if one.name == e.route.interface), None)
     code = None if one is None else problem(e, one)
