@@ -40,7 +40,7 @@ from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 
 from .errors import ArgumentError, RegistrationError, advise
 
-__all__ = ["Dispatcher", "HasFileno", "Poller", "Timer"]
+__all__ = ["Dispatcher", "HasFileno", "Poller", "Timer", "report"]
 
 _READ = select.EPOLLIN | select.EPOLLPRI
 _WRITE = select.EPOLLOUT
@@ -50,6 +50,8 @@ _READABLE = _READ | select.EPOLLRDHUP
 _PURGE = 64
 # Longer waits are cut to this many seconds, for the sake of the system calls; nobody notices the turn in between.
 _FAR = 1_000_000
+_NANOSECOND = 1e-9
+_ITIMERSPEC = struct.Struct("@4l")
 # Every so many polls, look whether what is ready is still open.
 _AUDIT = 256
 
@@ -63,6 +65,14 @@ class HasFileno(Protocol):
 
 
 _Helper = TypeVar("_Helper")
+
+
+def report(to: object, error: Exception) -> None:
+    """Give what a handler or a timer of an object raised to its `handle_error`, or raise it where it has none."""
+    handler = getattr(to, "handle_error", None)
+    if handler is None:
+        raise error
+    handler(error)
 
 
 class Timer:
@@ -89,7 +99,7 @@ class Timer:
     def _run(self) -> None:
         callback, args = self._callback, self._args
         if callback is not None:
-            self.cancel()
+            self._callback, self._args = None, ()
             callback(*args)
 
 
@@ -107,43 +117,44 @@ class _Registration:
 
 
 class _Alarm:
-    """A timerfd(2) on the monotonic clock: a descriptor that becomes readable at a given time."""
+    """A timerfd(2) on the monotonic clock: a descriptor that becomes readable at a given time.
 
-    # timerfd_create(2): the clock is 1; TFD_NONBLOCK and TFD_CLOEXEC are O_NONBLOCK and O_CLOEXEC.
+    It is watched for the moment it becomes so (EPOLLET), and need not be read: setting it anew starts afresh.
+    """
+
+    EVENTS = select.EPOLLIN | select.EPOLLET
+    # timerfd_create(2): TFD_NONBLOCK and TFD_CLOEXEC are O_NONBLOCK and O_CLOEXEC.
     _FLAGS = os.O_NONBLOCK | os.O_CLOEXEC
+    #: When it rings, on the clock of its poller; None when it is not set.
+    deadline: float | None = None
 
-    def __init__(self) -> None:
-        self.deadline: float | None = None
-        if sys.version_info >= (3, 13):
+    if sys.version_info >= (3, 13):
+
+        def __init__(self) -> None:
             self.fd = os.timerfd_create(time.CLOCK_MONOTONIC, flags=self._FLAGS)
-        else:
+
+        def set(self, delay: float) -> None:
+            """Become readable in `delay` seconds; 0 or less means as soon as can be."""
+            os.timerfd_settime(self.fd, initial=_NANOSECOND if delay < _NANOSECOND else delay)
+
+    else:
+
+        def __init__(self) -> None:
             # Until 3.13 the standard library has no timerfd; loaded only when a first timer is set.
             import ctypes
 
-            self._ctypes = ctypes
-            self._libc = ctypes.CDLL(None, use_errno=True)
-            self.fd = self._libc.timerfd_create(time.CLOCK_MONOTONIC, self._FLAGS)
+            libc = ctypes.CDLL(None, use_errno=True)
+            self.fd = libc.timerfd_create(time.CLOCK_MONOTONIC, self._FLAGS)
             if self.fd < 0:
                 number = ctypes.get_errno()
                 raise OSError(number, os.strerror(number))
+            self._settime = libc.timerfd_settime
 
-    def set(self, delay: float) -> None:
-        """Become readable in `delay` seconds; 0 or less means as soon as can be."""
-        nanoseconds = max(1, int(min(delay, _FAR) * 1e9))
-        if sys.version_info >= (3, 13):
-            os.timerfd_settime_ns(self.fd, initial=nanoseconds)
-        else:
-            seconds, rest = divmod(nanoseconds, 1_000_000_000)
+        def set(self, delay: float) -> None:
+            """Become readable in `delay` seconds; 0 or less means as soon as can be."""
+            nanoseconds = 1 if delay < _NANOSECOND else int(delay * 1e9)
             # struct itimerspec: interval, then value, each a timespec of two longs.
-            self._libc.timerfd_settime(self.fd, 0, struct.pack("@4l", 0, 0, seconds, rest), None)
-
-    def clear(self) -> None:
-        """Take note that it rang."""
-        self.deadline = None
-        try:
-            os.read(self.fd, 8)
-        except BlockingIOError:
-            pass
+            self._settime(self.fd, 0, _ITIMERSPEC.pack(0, 0, *divmod(nanoseconds, 1_000_000_000)), None)
 
     def close(self) -> None:
         os.close(self.fd)
@@ -422,18 +433,21 @@ class Poller:
 
     def _next_deadline(self) -> float | None:
         timers = self._timers
-        while timers and not timers[0][2].active:
+        while timers and timers[0][2]._callback is None:
             heapq.heappop(timers)
         return timers[0][0] if timers else None
 
-    def _arm(self) -> bool:
-        """Have the alarm ring at the next deadline; False when there is no descriptor for it.
+    def _arm(self) -> None:
+        """Have the alarm ring at the next deadline."""
+        deadline = self._next_deadline()
+        if deadline is not None:
+            self._set_alarm(deadline, deadline - self._clock())
+
+    def _set_alarm(self, deadline: float, left: float) -> bool:
+        """Have the alarm ring at `deadline`, in `left` seconds; False when there is no descriptor for it.
 
         That is when programs wait for better times, so it must not end them: the kernel's own timeout will do.
         """
-        deadline = self._next_deadline()
-        if deadline is None:
-            return True
         alarm = self._alarm
         if alarm is None:
             try:
@@ -442,11 +456,11 @@ class Poller:
                 if error.errno not in (errno.EMFILE, errno.ENFILE):
                     raise
                 return False
-            (self._epoll or self._open()).register(alarm.fd, select.EPOLLIN)
+            (self._epoll or self._open()).register(alarm.fd, alarm.EVENTS)
             self._alarm = alarm
         if alarm.deadline is None or alarm.deadline > deadline:
             alarm.deadline = deadline
-            alarm.set(deadline - self._clock())
+            alarm.set(left if left < _FAR else _FAR)
         return True
 
     # -- polling ---------------------------------------------------------------------------------------------------
@@ -458,7 +472,7 @@ class Poller:
         rounded up to whole milliseconds. What a handler raises is given to the object's `handle_error`, or leaves
         `poll` where it has none; nothing is lost by that, the next `poll` goes on where this one ended.
         """
-        if timeout is not None and not 0 <= timeout <= _FAR:
+        if timeout and not 0 < timeout <= _FAR:
             if not timeout > _FAR:
                 raise ArgumentError(f"timeout must be None or 0 or more seconds, not {timeout!r}")
             timeout = _FAR
@@ -512,23 +526,24 @@ class Poller:
         if self._closing or (stops is not None and self._stops != stops):
             return None
         epoll = self._epoll or self._open()
-        self._sleeping = True  # from here on other threads wake us, so what they add is seen now or by a wake-up
-        try:
-            if self._closing or (stops is not None and self._stops != stops):
-                return None
-            if self._calls or self._revisit or self._late:
-                timeout = 0
-            elif self._timers and timeout != 0:
-                deadline = self._next_deadline()
-                if deadline is not None:
+        if timeout == 0:
+            events = epoll.poll(0)
+        else:
+            self._sleeping = True  # from here on other threads wake us, so what they add is seen now or by a wake-up
+            try:
+                if self._closing or (stops is not None and self._stops != stops):
+                    return None
+                if self._calls or self._revisit or self._late:
+                    timeout = 0
+                elif self._timers and (deadline := self._next_deadline()) is not None:
                     left = deadline - self._clock()
                     if left <= 0:
                         timeout = 0
-                    elif not self._arm():
+                    elif not self._set_alarm(deadline, left):
                         timeout = left if timeout is None else min(timeout, left)
-            events = epoll.poll(timeout)
-        finally:
-            self._sleeping = False
+                events = epoll.poll(timeout)
+            finally:
+                self._sleeping = False
         if self._closing:
             return None
         ready: list[tuple[_Registration, int]] = []
@@ -570,7 +585,7 @@ class Poller:
             except BlockingIOError:
                 pass
         elif self._alarm is not None and fd == self._alarm.fd:
-            self._alarm.clear()
+            self._alarm.deadline = None  # it rang
         elif fd in self._helpers:
             self._helpers[fd].handle_read()  # type: ignore[attr-defined]
         else:
@@ -578,17 +593,19 @@ class Poller:
 
     def _run_due(self) -> None:
         # Each entry leaves its queue just before it runs: when one raises, the rest is still there for the next poll.
-        for _ in range(len(self._calls)):
-            callback, args = self._calls.popleft()
-            callback(*args)
+        if self._calls:
+            for _ in range(len(self._calls)):
+                callback, args = self._calls.popleft()
+                callback(*args)
         if self._timers:
             now = self._clock()
             last = next(self._order)  # timers that are set from here on wait for the next poll
             while self._timers and self._timers[0][0] <= now and self._timers[0][1] < last:
                 heapq.heappop(self._timers)[2]._run()
-        for registration in list(self._revisit):
-            if self._revisit.pop(registration, self) is None and self._table.get(registration.fd) is registration:
-                self._dispatch(registration, select.EPOLLIN)
+        if self._revisit:
+            for registration in list(self._revisit):
+                if self._revisit.pop(registration, self) is None and self._table.get(registration.fd) is registration:
+                    self._dispatch(registration, select.EPOLLIN)
 
     def _dispatch(self, registration: _Registration, mask: int) -> None:
         target = registration.target
@@ -606,10 +623,7 @@ class Poller:
     def _failed(self, registration: _Registration, error: Exception) -> None:
         """Give what a handler raised to the object, or raise it."""
         self._check_closed(registration)
-        handler = getattr(registration.target, "handle_error", None)
-        if handler is None:
-            raise error
-        handler(error)
+        report(registration.target, error)
 
     def _check_closed(self, registration: _Registration) -> None:
         """Drop a registration whose object was closed without being unregistered."""
@@ -764,8 +778,10 @@ class Poller:
                 if self._wakefd < 0:
                     self._wakefd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
                 epoll.register(self._wakefd, select.EPOLLIN)
-                for number in (*self._helpers, *(() if self._alarm is None else (self._alarm.fd,))):
+                for number in self._helpers:
                     epoll.register(number, select.EPOLLIN)
+                if self._alarm is not None:
+                    epoll.register(self._alarm.fd, self._alarm.EVENTS)
             except BaseException:
                 epoll.close()
                 raise

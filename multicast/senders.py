@@ -24,7 +24,7 @@ from typing import Any
 from . import batch
 from .errors import ArgumentError, RegistrationError, advise
 from .interfaces import Interface, resolve
-from .poller import Dispatcher, Poller, Timer
+from .poller import Dispatcher, Poller, Timer, report
 from .sockets import DEFAULT_IP, DEFAULT_PORT, Endpoint, Group, WhichInterface, open_sender, pin, takes_bursts
 
 __all__ = ["Multicaster", "SenderStatistics", "sendto"]
@@ -224,6 +224,8 @@ class Multicaster(Dispatcher):
     # How long a sender whose iterable yielded None waits before it asks again, in seconds.
     _NOTHING = 0.01
     _rest_timer: Timer | None = None
+    # Whether the poller calls when the socket is writable.
+    _watched = True
 
     def __init__(
         self,
@@ -281,11 +283,16 @@ class Multicaster(Dispatcher):
 
     def handle_write(self) -> None:
         """Send what is due; called by the poller."""
+        self._watched = True
         if self.poller.time() < self._rest_until:
             # Nothing is due. It is an error waiting at the socket that brought us here, or another poller.
             batch.drain_errors(self._socket_writer.socket)
             self._rest_till(self._rest_until)
-            return
+        else:
+            self._send_due()
+
+    def _send_due(self) -> None:
+        """Send what is due, and rest until something is."""
         self._rest_until = -math.inf
         idle = False
         if not self._taken_packets and not self._iterable_ended:
@@ -380,31 +387,36 @@ class Multicaster(Dispatcher):
     def _rest_till(self, until: float) -> None:
         """Send nothing until then, on the poller's clock."""
         self._rest_until = until
-        if self._rest_timer is not None:
-            self._rest_timer.cancel()
-        try:
-            self.poller.modify(self, select.EPOLLERR)
-        except RegistrationError:
-            pass  # it is driven by hand, or was unregistered
+        self._end_rest_timer()
+        if self._watched:
+            try:
+                self.poller.modify(self, select.EPOLLERR)
+            except RegistrationError:
+                return  # it is driven by hand, or was unregistered
+            self._watched = False
         self._rest_timer = self.poller.call_at(until, self._end_of_rest)
+
+    def _end_rest_timer(self) -> None:
+        timer, self._rest_timer = self._rest_timer, None
+        if timer is not None:
+            timer.cancel()
 
     def _end_of_rest(self) -> None:
         """Go on after a rest. The socket is writable as a rule, so it is tried before it is watched for that."""
-        if self not in self.poller:
-            return
+        self._rest_timer = None
         try:
-            self.handle_write()
+            self._send_due()
         except Exception as error:
-            handler = getattr(self, "handle_error", None)
-            if handler is None:
-                raise
-            handler(error)
+            report(self, error)
         finally:
-            if self._rest_until == -math.inf and self in self.poller:
+            if self._rest_timer is None and self in self.poller:
                 self.poller.modify(self, select.EPOLLOUT)
+
+    def _detached(self, poller: Poller) -> None:
+        # Whoever registers it again has the socket watched, and a rest that is not over goes on then.
+        self._end_rest_timer()
 
     def close(self) -> None:
         """Stop sending and close the socket; what was taken from the iterable and not sent is dropped. Idempotent."""
-        if self._rest_timer is not None:
-            self._rest_timer.cancel()
+        self._end_rest_timer()
         super().close()

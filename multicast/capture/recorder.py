@@ -12,7 +12,7 @@ from multicast.batch import Address
 from multicast.errors import ArgumentError
 from multicast.filters import Filter
 from multicast.listeners import MulticastListener
-from multicast.poller import Poller, Timer
+from multicast.poller import Poller, Timer, report
 from multicast.sockets import DEFAULT_IP, DEFAULT_PORT, WhichInterfaces
 
 from .writing import Writer
@@ -144,10 +144,7 @@ class Recorder(MulticastListener):
             self.file.flush()
         except OSError as error:
             self.close()
-            handler: Any = getattr(self, "handle_error", None)
-            if handler is None:
-                raise
-            handler(error)
+            report(self, error)
 
     def _tell_drops(self) -> None:
         self._count_drops()

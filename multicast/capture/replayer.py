@@ -472,18 +472,6 @@ class Replayer(Multicaster):
                 self._rest_till(self.poller.time() + 0.001)
         return done
 
-    def _end_of_rest(self) -> None:
-        # The timer is the sign to send: to ask first whether the socket is writable costs another round of the poller.
-        if self.closed:
-            return
-        try:
-            self.handle_write()
-        except Exception as error:
-            handler: Any = getattr(self, "handle_error", None)
-            if handler is None:
-                raise
-            handler(error)
-
     def close(self) -> None:
         """Stop sending, close the sockets and the file. Idempotent."""
         try:
