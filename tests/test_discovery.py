@@ -709,6 +709,41 @@ def test_an_error_of_a_handler_reaches_the_caller_and_the_request_still_ends() -
         assert requester.timeouts == 1
 
 
+def test_who_asks_again_and_then_fails_goes_on_waiting() -> None:
+    class Insistent(Collector):
+        def handle_reply(self, packet: bytes, addr: Address) -> object:
+            self.ask()
+            raise RuntimeError("not that one")
+
+    clock = Clock()
+    with Poller(clock=clock) as poller:
+        requester = Insistent("Hello", GROUP, timeout=1, poller=poller)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as responder:
+            responder.sendto(b"in time", ("127.0.0.1", requester.address[1]))
+        clock.now += 1
+        with pytest.raises(RuntimeError, match="not that one"):
+            poller.poll(0)
+        turns(poller)
+        assert (requester.closed, requester.asked, requester.timeouts) == (False, 2, 0)
+        clock.now += 1
+        turns(poller)
+        assert (requester.closed, requester.timeouts) == (True, 1)
+
+
+def test_the_request_ends_also_when_the_timeout_is_not_taken_well() -> None:
+    class Impatient(Collector):
+        def handle_timeout(self) -> None:
+            raise RuntimeError("nobody there")
+
+    clock = Clock()
+    with Poller(clock=clock) as poller:
+        requester = Impatient("Hello", GROUP, timeout=1, poller=poller)
+        clock.now += 1
+        with pytest.raises(RuntimeError, match="nobody there"):
+            turns(poller)
+        assert requester.closed
+
+
 def test_a_requester_that_is_gone_does_not_disturb_the_next(poller: Poller) -> None:
     # Its host says that the port is closed (ICMP), which must not fail the replies to others.
     with Echo(ip=GROUP, poller=poller) as responder:

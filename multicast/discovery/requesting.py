@@ -6,6 +6,7 @@ import logging
 import select
 import socket
 import time
+import weakref
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Iterator
@@ -176,41 +177,49 @@ class Requester(DatagramListener):
         """Receive one batch of replies and deliver it; called by the poller."""
         if self._batches_left is None:
             super().handle_read()
-            return
-        before = self._socket_reader.packets
-        more = self.pending
-        self._batches_left -= 1
-        try:
-            super().handle_read()
-        except BaseException:
-            if self._batches_left > 0:
-                self.poller.revisit(self)
-            else:
-                self.close()
-            raise
-        more = more or self._socket_reader.packets - before >= batch.LIMIT
-        if self.closed or self._batches_left is None:
-            return
-        if more and self._batches_left > 0:
-            self.poller.revisit(self)
-            return
-        asked = self._exchange.asked
-        self.handle_timeout()
-        if self._exchange.asked == asked:
-            self.close()
+        else:
+            self._read_what_came_in_time(self._batches_left - 1)
 
     def _time_is_over(self) -> None:
         # What came in time may wait at the socket still: it is read before the end.
         self._batches_left = _LAST_BATCHES
         self.poller.revisit(self)
 
+    def _read_what_came_in_time(self, left: int) -> None:
+        """Read and deliver one of the last batches, after which `left` more may follow; end after the last of them.
+
+        There is no end where a handler asks again, for then the time is not over.
+        """
+        self._batches_left = left
+        asked = self._exchange.asked
+        kept, before = self.pending, self._socket_reader.packets
+        try:
+            super().handle_read()
+        except BaseException:
+            if self._exchange.asked == asked:
+                if left:
+                    self.poller.revisit(self)
+                else:
+                    self.close()
+            raise
+        if self.closed or self._exchange.asked != asked:
+            return
+        if left and (kept or self._socket_reader.packets - before >= batch.LIMIT):
+            self.poller.revisit(self)
+            return
+        try:
+            self.handle_timeout()
+        finally:
+            if self._exchange.asked == asked:
+                self.close()
+
     def handle_packet(self, packet: bytes, addr: Address) -> object:
         """Find out what `packet` answers and hand it on; called for each packet that arrives."""
         now = arrival(addr.timestamp, time.time_ns(), self.poller.time())
         here = addr.host in self._own_addresses or addr.host.startswith("127.")
-        responder, way = ("", addr.port) if here else (addr.host, addr.port), (addr.host, addr.group)
+        responder = ("" if here else addr.host, addr.port)
         number = self.which(packet, addr)
-        round_trip = self._exchange.answer(number, now, responder, way)
+        round_trip = self._exchange.answer(number, now, responder, way=(addr.host, addr.group))
         if round_trip is None or number is None:
             return False
         self.reply = Reply(packet, addr, round_trip, number)
@@ -261,6 +270,8 @@ class Replies(Iterator[tuple[bytes, Address]]):
     def __init__(self, gatherer: _Gatherer) -> None:
         self._gatherer = gatherer
         self.reply: Reply | None = None
+        # When nobody refers to this any more; at the end of the program the socket goes without our help.
+        weakref.finalize(self, gatherer.close).atexit = False
 
     def __next__(self) -> tuple[bytes, Address]:
         """Return the next reply, polling until one comes."""
@@ -297,12 +308,6 @@ class Replies(Iterator[tuple[bytes, Address]]):
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
-
-    def __del__(self) -> None:
-        try:
-            self.close()
-        except Exception:  # noqa: S110 -- at interpreter shutdown whatever close() uses may be gone already
-            pass
 
 
 def request(

@@ -146,13 +146,14 @@ class Responder(MulticastListener):
 
     def close(self) -> None:
         """Leave the group and close both sockets. Idempotent."""
-        replying, self._reply_socket = self._reply_socket, None
-        if replying is not None:
-            replying.close()
+        self._close_reply_socket()
         super().close()
 
     def _abandon(self) -> None:
+        self._close_reply_socket()
+        super()._abandon()
+
+    def _close_reply_socket(self) -> None:
         replying, self._reply_socket = self._reply_socket, None
         if replying is not None:
             replying.close()
-        super()._abandon()

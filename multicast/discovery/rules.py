@@ -8,7 +8,8 @@ from collections.abc import Hashable
 
 from multicast.errors import ArgumentError
 
-# How many requests are remembered so that late replies find theirs, and how many responders to them.
+# How many requests are remembered so that late replies find theirs, how many responders to them, and how many requests
+# of others so that copies are known.
 _REMEMBERED = 1024
 # Services have the ports below; many of them answer whatever they get, so a reply there could go round for ever.
 _FIRST_PORT = 1024
@@ -53,8 +54,7 @@ class Exchange:
         several ways. Only those by the way of its first reply count: one responder that can be reached by two
         interfaces makes one, and three that share an address and a port make three.
         """
-        sent = self._sent.get(number) if number is not None else None
-        if sent is None or number is None or self.done:
+        if number is None or number not in self._sent or self.done:
             self.strays += 1
             return None
         key = (number, responder)
@@ -64,7 +64,7 @@ class Exchange:
         if len(self._ways) > _REMEMBERED:
             del self._ways[next(iter(self._ways))]
         self.replies += 1
-        return max(0.0, now - sent)
+        return max(0.0, now - self._sent[number])
 
 
 class Allowance:
