@@ -43,6 +43,8 @@ LEVELS = {
 }
 SIDEWAYS = {("sockets", "interfaces"), ("aio", "discovery"), ("meters", "probes")}
 PRIVATE = {"_batch": "batch"}  # and who alone may import it
+# What is written without I/O, and so can be tested with a loop.
+WITHOUT_IO = ("discovery/rules.py", "streams/framers.py")
 FACADE = "__init__"
 
 
@@ -143,6 +145,15 @@ def test_one_room_alone_touches_the_outside(name: str, owner: str) -> None:
         if called == name
     ]
     assert not wrong, f"only {owner} calls {name}"
+
+
+@pytest.mark.parametrize("name", WITHOUT_IO)
+def test_what_is_written_without_io_imports_nothing_that_does_any(name: str) -> None:
+    path = PACKAGE / name
+    assert {imported for imported, _ in imports(path)} == {"errors"}
+    tree = ast.walk(ast.parse(path.read_bytes()))
+    outside = {alias.name for node in tree if isinstance(node, ast.Import) for alias in node.names}
+    assert not outside & {"os", "select", "socket", "time"}
 
 
 def test_no_module_has_the_name_of_a_public_function() -> None:
