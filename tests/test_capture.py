@@ -12,9 +12,11 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -785,7 +787,8 @@ def test_lengths_of_packets_fit_their_link(path: Path) -> None:
 
 class Repeating(Multicaster):
     def __init__(self, packet: bytes, poller: Poller) -> None:
-        super().__init__(GROUP, PORT, 0, interval=0.02, poller=poller)
+        # On the sending host a burst is captured whole, and late packets are due together.
+        super().__init__(GROUP, PORT, 0, interval=0.02, offload=False, poller=poller)
         self._packet = packet
 
     def __iter__(self) -> Iterator[bytes]:
@@ -918,6 +921,32 @@ def test_closing_takes_what_the_kernel_has(path: Path, poller: Poller) -> None:
     recorder.close()
     recorder.close()
     assert len(readable(path)) == 200
+
+
+def test_closing_takes_what_the_kernel_has_also_when_the_clock_was_set_back(
+    path: Path, poller: Poller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder(path, ip=GROUP, port=PORT, interface="lo", poller=poller)
+    sendto([b"x"] * 200, GROUP, PORT, ttl=0)
+    monkeypatch.setattr(time, "time_ns", lambda: 0)
+    recorder.close()
+    monkeypatch.undo()
+    assert len(readable(path)) == 200
+
+
+def test_closing_ends_although_packets_go_on_coming(path: Path, poller: Poller) -> None:
+    recorder = Recorder(path, ip=GROUP, port=PORT, interface="lo", poller=poller)
+    closed = threading.Event()
+
+    def flood() -> int:
+        return sendto((b"x" for _ in range(2_000_000) if not closed.is_set()), GROUP, PORT, ttl=0)
+
+    with ThreadPoolExecutor(1) as pool:
+        sent = pool.submit(flood)
+        settle(poller, lambda: recorder.statistics().packets > 1000)
+        recorder.close()
+        closed.set()
+    assert 1000 < len(readable(path)) <= sent.result() < 2_000_000
 
 
 def test_every_packet_is_recorded_or_counted_as_dropped(path: Path, poller: Poller) -> None:

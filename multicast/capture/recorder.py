@@ -23,6 +23,8 @@ __all__ = ["Recorder"]
 _FLUSH = 1.0
 # 200 milliseconds of 200,000 small packets a second, each of which the kernel counts as 832 bytes.
 _RCVBUF = 1 << 24
+# For how long closing takes packets, in seconds, should they not end.
+_DRAIN = 1.0
 
 
 class Recorder(MulticastListener):
@@ -100,11 +102,11 @@ class Recorder(MulticastListener):
         self.file.extend([packet], [addr], self.group.address, self.group.port)
         return False
 
-    def _record(self) -> list[Address]:
-        """Receive one batch and write it; return where its packets came from."""
+    def _record(self) -> bool:
+        """Receive one batch and write it; return whether there was any."""
         packets, addrs = batch.receive(self._socket_reader)
         if not packets:
-            return addrs
+            return False
         accept = self._passes_filter
         if accept is not None:
             passed = [pair for pair in zip(packets, addrs, strict=True) if accept(*pair)]
@@ -117,7 +119,7 @@ class Recorder(MulticastListener):
             packets, addrs = packets[:room], addrs[:room]
         if file.closed:  # by another recorder, for the disk is full
             self.close()
-            return []
+            return False
         try:
             file.extend(packets, addrs, self.group.address, self.group.port)
         except OSError:
@@ -125,7 +127,7 @@ class Recorder(MulticastListener):
             raise
         if self.complete:
             self.close()
-        return addrs
+        return True
 
     @property
     def complete(self) -> bool:
@@ -153,20 +155,18 @@ class Recorder(MulticastListener):
             self.file.dropped(self._first, new, self._comment)
 
     def _leave(self, socket: Any) -> None:
-        """Take what the kernel has received until now, then leave the group."""
-        now = time.time_ns()
+        """Leave the group, so that nothing more comes, and take what the kernel has received until then."""
+        super()._leave(socket)
         if not self._recording:  # the constructor has failed
-            super()._leave(socket)
             return
         self._closing = True
+        # Before Linux 4.20 packets of an IPv6 group that another program has joined go on coming.
+        enough = time.monotonic() + _DRAIN
         try:
-            while not self.file.closed and not self.complete:
-                addrs = self._record()
-                if not addrs or (addrs[-1].timestamp or 0) > now:
-                    break
+            while not self.file.closed and not self.complete and self._record() and time.monotonic() < enough:
+                pass
         finally:
             self._tell_drops()
-            super()._leave(socket)
 
     _closing = _recording = _own_file = False
     _timer: Timer | None = None
