@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import fcntl
 import io
 import json
 import os
 import pty
 import re
+import shlex
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
+import helpers
 import netns
 import pytest
 from click.testing import CliRunner, Result
@@ -58,6 +64,58 @@ def test_the_help_of_each_command_shows_three_examples_before_the_options(name: 
     examples = shown[shown.index("Examples:") : shown.index("Options:")].splitlines()
     assert len([line for line in examples if f"multicast {name}" in line]) >= 3
     assert not any(len(line) > 80 for line in shown.splitlines() if line not in examples)
+
+
+def on_columns(width: int, *args: str) -> list[str]:
+    """Return the lines that the command writes on a terminal of so many columns."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, width, 0, 0))
+    env = environment(COLUMNS=None, FORCE_COLOR=None, NO_COLOR="1")
+    process = subprocess.Popen([*MULTICAST, *args], stdin=theirs, stdout=theirs, stderr=theirs, env=env)
+    os.close(theirs)
+    written = b""
+    with os.fdopen(ours, "rb", buffering=0) as terminal, contextlib.suppress(OSError):  # the other end is closed
+        while piece := terminal.read(4096):
+            written += piece
+    assert process.wait(helpers.PATIENCE) == 0
+    return written.decode().replace("\r\n", "\n").splitlines()
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+@pytest.mark.parametrize("name", ["", "send", "listen", "completion"])
+def test_help_fits_on_the_terminal_and_its_examples_can_still_be_copied(name: str, width: int) -> None:
+    lines = on_columns(width, *name.split(), "--help")
+    # A word is broken no more than a command is: it is there to be copied.
+    assert [line for line in lines if len(line) > width and len(line.split()) > 1] == []
+    shown = "\n".join(lines)
+    examples = shown[shown.index("Examples:\n") + 10 : shown.index("\nOptions:")].replace("\\\n", "")
+    command = commands.program.get_command(click.Context(commands.program), name) if name else commands.program
+    assert isinstance(command, (commands.Command, type(commands.program)))
+    assert list(map(shlex.split, examples.splitlines())) == list(map(shlex.split, command.examples))
+
+
+def table_on(width: int | None, monkeypatch: pytest.MonkeyPatch, **options: Any) -> list[str]:
+    monkeypatch.setattr(output, "columns", lambda stream: width)
+    written = io.StringIO()
+    with contextlib.redirect_stdout(written):
+        output.Output().table(("GROUP", "TYPE", "LOST"), [("239.1.2.3:5000", "RTP", "12")], **options)
+    return written.getvalue().splitlines()
+
+
+def test_a_table_is_as_wide_as_it_is_and_on_a_narrow_terminal_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = ["GROUP           TYPE  LOST", "239.1.2.3:5000  RTP   12"]
+    for width in (None, 26):
+        assert table_on(width, monkeypatch, spare=["TYPE"], cut=1) == whole
+    assert table_on(25, monkeypatch, spare=["TYPE"], cut=1) == ["GROUP           LOST", "239.1.2.3:5000  12"]
+    assert table_on(18, monkeypatch, spare=["TYPE"], cut=1) == ["GROUP         LOST", "239.1.2.3:5…  12"]
+    assert table_on(18, monkeypatch) == whole  # what may not be left out is not
+    assert table_on(18, monkeypatch, otherwise=lambda: sys.stdout.write("instead")) == ["instead"]
+
+
+def test_interfaces_are_stacked_where_they_have_no_room_side_by_side() -> None:
+    assert on_columns(80, "interfaces")[1].split()[1] == "lo"
+    assert on_columns(30, "interfaces")[:3] == ["lo  up", "  127.0.0.1", "  ::1"]
+    assert "  joined 224.0.0.1" in on_columns(30, "interfaces")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

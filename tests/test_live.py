@@ -238,6 +238,19 @@ def terminal(*args: str, **options: Any) -> Iterator[Terminal]:
         made.close()
 
 
+def test_what_there_was_fits_on_the_terminal() -> None:
+    with terminal("top", PLACE, columns=60) as screen:
+        screen.shows("nothing has arrived yet")
+        send([rtp(number) for number in (1, 2, 4, 5)], source_port=40112)
+        screen.shows("127\\.0\\.0\\.1")
+        screen.press("q")
+        assert screen.end() == 0
+        head, row = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.text.rpartition("\x1b[?1049l")[2]).splitlines()[:2]
+    assert head.split() == ["GROUP", "SOURCE", "PACKETS", "BYTES", "LOST", "LOSS"]
+    assert row.split() == [PLACE, "127.0.0.1", "4", "800", "1", "20.00%"]
+    assert max(len(head), len(row)) <= 60
+
+
 def test_the_keys_do_what_they_say() -> None:
     with terminal("top", PLACE) as screen:
         screen.shows("nothing has arrived yet")

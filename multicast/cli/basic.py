@@ -6,7 +6,7 @@ import ipaddress
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import repeat
 from typing import Any
 
@@ -532,7 +532,7 @@ def show_interfaces(out: Output) -> Exit:
     """Show the network interfaces of this host, and which groups are joined there.
 
     A group that more than one socket has joined is followed by how many. The kernel joins some by itself, such as
-    224.0.0.1 and ff02::1.
+    224.0.0.1 and ff02::1. What a narrow terminal has no room for is left out; a pipe and --json get all of it.
     """
     joined = memberships()
     rows = []
@@ -559,5 +559,27 @@ def show_interfaces(out: Output) -> Exit:
             about = (str(one.index), one.name, state, able, str(one.mtu)) if number == 0 else ("",) * 5
             rows.append((*about, *("".join(column[number : number + 1]) for column in (one.addresses, texts))))
     if not out.json:
-        out.table(("INDEX", "NAME", "STATE", "MULTICAST", "MTU", "ADDRESSES", "GROUPS JOINED"), rows)
+        head = ("INDEX", "NAME", "STATE", "MULTICAST", "MTU", "ADDRESSES", "GROUPS JOINED")
+        out.table(head, rows, spare=("INDEX", "MTU", "MULTICAST"), otherwise=lambda: _stacked(out, rows))
     return Exit.YES
+
+
+def _stacked(out: Output, rows: Iterable[Sequence[str]]) -> None:
+    """Write the rows of the table one below the other, for a terminal that is narrow or addresses that are long."""
+    groups: list[str] = []
+    for _, name, state, able, _, address, group in rows:
+        if name:
+            _write_joined(out, groups)
+            text = f"{printable(name)}  {state}" + ("" if able == "yes" else ", no multicast")
+            out.line(out.style(text, "bold"))
+            groups = []
+        if address:
+            out.line(f"  {address}")
+        if group:
+            groups.append(group)
+    _write_joined(out, groups)
+
+
+def _write_joined(out: Output, groups: Sequence[str]) -> None:
+    for group in groups:
+        out.line(f"  joined {group}")

@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from types import FrameType
@@ -24,7 +24,7 @@ from multicast.sockets import Group
 
 from . import COMMANDS
 from .failures import Exit, Log, explain
-from .output import Closed, Output, handling, printable
+from .output import Closed, Output, columns, handling, printable
 
 __all__ = [
     "GROUP",
@@ -47,25 +47,66 @@ __all__ = [
 # -- the program ---------------------------------------------------------------------------------------------------
 
 
+class _Formatter(click.HelpFormatter):
+    """Help that fits on a narrow terminal too; click has none narrower than 50 columns."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._columns = columns(sys.stdout)
+        if self._columns is not None:
+            self.width = min(self.width, max(20, self._columns - 1))
+
+    def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
+        """Write terms and what they mean: side by side where there is room for it."""
+        rows = list(rows)
+        if self.width < 60 and any(len(term) > self.width // 3 for term, _ in rows):
+            col_max = 4
+        super().write_dl(rows, col_max, col_spacing)
+
+    def write_examples(self, examples: Sequence[str]) -> None:
+        """Write command lines, that can be copied from a narrow terminal too: it breaks them as a shell allows."""
+        with self.section("Examples"):
+            lead = " " * self.current_indent
+            for example in examples:
+                room = len(example) if self._columns is None else self._columns - 1 - len(lead)
+                self.write("".join(f"{lead}{line}\n" for line in _continued(example, room)))
+
+
+def _continued(line: str, room: int) -> list[str]:
+    """Return a command line in lines of `room` columns, each but the last with a backslash at its end."""
+    first, *words = re.findall(r"(?:'[^']*'|\"[^\"]*\"|\S)+", line)
+    lines = [first]
+    for left, word in zip(reversed(range(len(words))), words, strict=True):
+        if len(lines[-1]) + 1 + len(word) + (2 if left else 0) <= room:
+            lines[-1] += f" {word}"
+        else:
+            lines[-1] += " \\"
+            lines.append(f"    {word}")
+    return lines
+
+
+class _Context(click.Context):
+    formatter_class = _Formatter
+
+
 class Command(click.Command):
     """A command whose help shows examples before the options."""
 
+    context_class = _Context
     examples: Sequence[str] = ()
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the examples, then the options."""
-        _write_examples(self.examples, formatter)
+        if isinstance(formatter, _Formatter):
+            formatter.write_examples(self.examples)
         super().format_options(ctx, formatter)
-
-
-def _write_examples(examples: Sequence[str], formatter: click.HelpFormatter) -> None:
-    with formatter.section("Examples"):
-        for example in examples:
-            formatter.write(f"{'':>{formatter.current_indent}}{example}\n")
 
 
 class _Program(click.Group):
     """The group of commands, each imported when it is needed."""
+
+    context_class = _Context
+    examples = ("multicast listen 239.1.2.3:5000", "multicast send 239.1.2.3:5000 hello", "multicast demo")
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -94,14 +135,8 @@ class _Program(click.Group):
                 formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        _write_examples(
-            [
-                "multicast listen 239.1.2.3:5000",
-                "multicast send 239.1.2.3:5000 hello",
-                "multicast demo",
-            ],
-            formatter,
-        )
+        if isinstance(formatter, _Formatter):
+            formatter.write_examples(self.examples)
         super().format_options(ctx, formatter)
 
     # A broken pipe is told apart before click makes something else of it.

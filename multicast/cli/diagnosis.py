@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import textwrap
 
@@ -13,7 +12,7 @@ from multicast.sockets import Group
 
 from .commands import GROUP, SECONDS, command, interfaces_option
 from .failures import Exit, in_options
-from .output import Output, plural, printable, where
+from .output import Output, columns, plural, printable, where
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red", "skip": "dim"}
 _WORDS = {"ok": "ok", "warn": "warn", "fail": "FAIL", "skip": "skip"}
@@ -84,7 +83,10 @@ class _Watch:
             self._out.say(f"{self._text} for {self._seconds:.3g} s")
         self._told = True
         if self._live:
-            text = f"{self._text}: {plural(packets, 'packet')}, {left:.0f} s left"[: _columns() - 1]
+            room = (columns(sys.stderr) or 80) - 1
+            news = f"{plural(packets, 'packet')}, {left:.0f} s left"
+            text = f"{self._text}: {news}"
+            text = text if len(text) <= room else news[:room]
             sys.stderr.write("\r" + text.ljust(self._width))
             sys.stderr.flush()
             self._width = len(text)
@@ -94,10 +96,6 @@ class _Watch:
         if self._live and self._told:
             sys.stderr.write("\r" + " " * self._width + "\r")
             sys.stderr.flush()
-
-
-def _columns() -> int:
-    return max(40, shutil.get_terminal_size().columns)
 
 
 def _write_json(out: Output, diagnosis: Diagnosis) -> None:
@@ -171,6 +169,7 @@ def _write(out: Output, label: str, text: str, colour: str) -> None:
 def _wrapped(text: str, indent: int) -> list[str]:
     """Return `text` in lines that fit on the terminal; in one line where there is none."""
     text = printable(text)
-    if not sys.stdout.isatty():
+    width = columns(sys.stdout)
+    if width is None:
         return [text]
-    return textwrap.wrap(text, max(20, _columns() - indent), break_long_words=False, break_on_hyphens=False) or [""]
+    return textwrap.wrap(text, max(20, width - indent), break_long_words=False, break_on_hyphens=False) or [""]

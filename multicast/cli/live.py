@@ -450,8 +450,14 @@ def _tell_totals(out: Output, measurement: _Measurement) -> None:
             str(flow.duplicates) if numbered else "-", str(flow.reordered) if numbered else "-", span(flow.jitter),
         ))  # fmt: skip
     if rows:
+        # What a narrow terminal has no room for is left out, the least interesting first.
+        spare = ["TYPE", "REORDERED", "DUP", "JITTER", "BYTES", "LOST"]
+        spare.insert(0 if len(measurement.interfaces) == 1 else 3, "IF")
         out.table(
-            ("GROUP", "SOURCE", "IF", "TYPE", "PACKETS", "BYTES", "LOST", "LOSS", "DUP", "REORDERED", "JITTER"), rows
+            ("GROUP", "SOURCE", "IF", "TYPE", "PACKETS", "BYTES", "LOST", "LOSS", "DUP", "REORDERED", "JITTER"),
+            rows,
+            spare=spare,
+            cut=2,
         )
 
 

@@ -23,7 +23,7 @@ from typing import TextIO
 
 from multicast.poller import Poller
 
-__all__ = ["Closed", "Output", "handling", "payload", "plural", "printable", "quoted", "shown", "where"]
+__all__ = ["Closed", "Output", "columns", "handling", "payload", "plural", "printable", "quoted", "shown", "where"]
 
 
 class Closed(Exception):
@@ -118,6 +118,18 @@ def _colourful(stream: TextIO) -> bool:
     return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
+def columns(stream: TextIO) -> int | None:
+    """Return how many columns the terminal has that `stream` writes to; None where it is no terminal."""
+    if not stream.isatty():
+        return None
+    try:
+        asked = int(os.environ["COLUMNS"])
+    except (KeyError, ValueError):
+        asked = 0
+    # A terminal that does not tell its size says 0.
+    return asked if asked > 0 else os.get_terminal_size(stream.fileno()).columns or 80
+
+
 class Output:
     """What a command prints with; made once for a run, from the options all commands have."""
 
@@ -157,12 +169,38 @@ class Output:
         """Write bytes as they are. Not to be mixed with lines."""
         sys.stdout.buffer.write(data)
 
-    def table(self, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-        """Write rows in columns; as wide as they are, for a pipe has no width."""
+    def table(
+        self,
+        head: Sequence[str],
+        rows: Iterable[Sequence[str]],
+        *,
+        spare: Sequence[str] = (),
+        cut: int = 0,
+        otherwise: Callable[[], object] | None = None,
+    ) -> None:
+        """Write rows in columns; as wide as they are, for a pipe has no width.
+
+        A terminal has one. Where it is too narrow, columns of `spare` are left out, from the first on, then cells of
+        the first `cut` columns are shortened. Where that is not enough either, `otherwise` is called instead.
+        """
         cells = [[printable(cell) for cell in row] for row in (head, *rows)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        keep = list(range(len(widths)))
+        room = columns(sys.stdout)
+
+        def over() -> int:
+            return 0 if room is None else max(0, sum(widths[place] + 2 for place in keep) - 2 - room)
+
+        for name in spare:
+            if over():
+                keep.remove(head.index(name))
+        while over() and max(widths[:cut], default=0) > _SHORTEST:
+            widths[widths.index(max(widths[:cut]))] -= 1
+        if over() and otherwise is not None:
+            otherwise()
+            return
         for number, row in enumerate(cells):
-            text = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            text = "  ".join(_fitted(row[place], widths[place]) for place in keep).rstrip()
             self.line(self.style(text, "bold") if number == 0 else text)
 
     def style(self, text: str, *styles: str) -> str:
@@ -262,6 +300,14 @@ class Output:
             yield
         finally:
             self._reading = False
+
+
+# What is left of a cell that is cut, in characters; less would say nothing.
+_SHORTEST = 8
+
+
+def _fitted(text: str, width: int) -> str:
+    return text.ljust(width) if len(text) <= width else text[: width - 1] + "…"
 
 
 def _styled(text: str, styles: Iterable[str]) -> str:

@@ -356,7 +356,8 @@ def _tell_responders(out: Output, pinger: Pinger) -> None:
             )
     if rows:
         out.line()
-        out.table(("RESPONDER", "NAME", "HOPS", "REPLIES", "LOST", "DUP", "MIN ms", "MEDIAN", "P99", "MAX"), rows)
+        head = ("RESPONDER", "NAME", "HOPS", "REPLIES", "LOST", "DUP", "MIN ms", "MEDIAN", "P99", "MAX")
+        out.table(head, rows, spare=("DUP", "HOPS", "P99", "MAX", "NAME"), cut=2)
     out.flush()
     for note in notes:
         out.say(note)

@@ -21,7 +21,7 @@ from multicast.sockets import Group
 
 from .commands import GROUP, command, count_option, deadline_option, interface_option, interfaces_option, ttl_option
 from .failures import Exit, wording
-from .output import Output, plural, printable, where
+from .output import Output, columns, plural, printable, where
 
 __all__ = ["record", "replay"]
 
@@ -90,7 +90,8 @@ class _Progress:
         if self._out.json:
             self._out.event("progress", **self._fields())
         else:
-            sys.stderr.write(f"\r{self._text()}\033[K")
+            text = self._text()[: (columns(sys.stderr) or 80) - 1]  # a longer line cannot be written over
+            sys.stderr.write(f"\r{text}\033[K")
             sys.stderr.flush()
 
     def end(self) -> None:
