@@ -32,6 +32,7 @@ import multicast.senders
 from multicast import ArgumentError, CaptureError, InterfaceError, Multicaster, Poller, capture, sendto, testing
 from multicast.batch import Address
 from multicast.capture import Packet, Recorder, Replayer, runs
+from multicast.cli.record import _contents
 
 GROUP, PORT = "239.7.1.1", 7101
 SOURCE = ("10.0.0.5", 40112)
@@ -1184,6 +1185,36 @@ def test_a_pipe_is_not_replayed() -> None:
 def test_a_replay_of_nothing_is_an_error(three: Path) -> None:
     with pytest.raises(ArgumentError, match=r"no packet .* 239\.7\.1\.1:7101"):
         Replayer(three, map={"239.1.1.1": TWO})
+
+
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with more groups than are told apart."""
+    path = tmp_path_factory.mktemp("crowded") / "crowded.pcapng"
+    with capture.write(path) as file:
+        for number in range(4200):
+            group = f"239.{number >> 8}.{number & 255}.7"
+            file.write(Packet(b"%d" % number, ("10.0.0.5", 7000), group, 7100, 10**18 + number))
+    return path
+
+
+@pytest.mark.parametrize("options", [
+    {"only": "239.16.100.7", "to": TWO},
+    {"map": {"239.16.100.7": TWO}},
+    {"map": {"239.16.100.7:7100": TWO}, "as_recorded": True, "only": ["239.16.100.7"]},
+])
+def test_a_group_that_comes_late_in_a_file_with_very_many_is_sent_too(crowded: Path, options: dict[str, Any]) -> None:
+    with Replayer(crowded, speed=math.inf, ttl=0, **options) as replayer:
+        assert str(replayer.group) == f"{TWO}:7100"
+        assert list(replayer) == [b"4196"]
+        assert (len(replayer.summary.groups), replayer.summary.others) == (4096, 104)
+
+
+def test_what_is_said_of_the_groups_of_a_file_does_not_hide_that_there_are_more(crowded: Path, three: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"239\.0\.9\.7:7100 and more than 4086 others$"):
+        Replayer(crowded, map={"239.1.1.1": TWO})
+    assert _contents(capture.survey(crowded)).endswith(" and more than 4093 others")
+    assert capture.survey(three).others == 0
 
 
 def test_a_file_without_udp_packets_is_said_to_be_one(path: Path) -> None:

@@ -11,8 +11,9 @@ import math
 import os
 import select
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, BinaryIO, TypeAlias
 
 from multicast import batch
@@ -55,8 +56,10 @@ class Summary:
     #: The times of the first and the last packet, in nanoseconds since 1970.
     first: int = 0
     last: int = 0
-    #: How many packets went to each address and port. Of a file with very many, only the first are told apart.
+    #: How many packets went to each address and port; the first 4,096 that the file names are told apart.
     groups: dict[tuple[str, int], int] = field(default_factory=dict)
+    #: Packets to further ones.
+    others: int = 0
     #: What is no UDP packet.
     counts: Counts = field(default_factory=Counts)
     #: Packets the capturing system dropped.
@@ -71,7 +74,11 @@ class Summary:
 def _found(summary: Summary) -> str:
     """Return in words why there is nothing to send."""
     if summary.groups:
-        return "its packets go to " + ", ".join(f"{group}:{port}" for group, port in list(summary.groups)[:10])
+        named = ", ".join(f"{group}:{port}" for group, port in list(summary.groups)[:10])
+        more = len(summary.groups) - 10
+        if summary.others:
+            return f"its packets go to {named} and more than {more} others"
+        return f"its packets go to {named}" + (f" and {more} more" if more > 0 else "")
     counts = summary.counts
     others = counts.other + counts.malformed + counts.fragments
     return "it holds no whole UDP packet" + (f", but {others} of other kinds or damaged" if others else "")
@@ -85,6 +92,11 @@ def survey(path: str | os.PathLike[str] | BinaryIO | Reader) -> Summary:
     if not isinstance(path, Reader):
         with Reader(path) as reader:
             return survey(reader)
+    return _survey(path, lambda group, port: None)
+
+
+def _survey(path: Reader, further: Callable[[str, int], object]) -> Summary:
+    """Return what a file holds; `further` is called with each address and port beyond those that are told apart."""
     summary = Summary()
     groups = summary.groups
     last: Run | Packet | None = None
@@ -107,6 +119,9 @@ def survey(path: str | os.PathLike[str] | BinaryIO | Reader) -> Summary:
             groups[key] += count
         elif len(groups) < _GROUPS:
             groups[key] = count
+        else:
+            summary.others += count
+            further(group, port)
     if last is not None:
         summary.last = last.times()[-1] if isinstance(last, Run) else last.timestamp
     summary.counts, summary.dropped = path.counts, path.dropped
@@ -254,8 +269,7 @@ class Replayer(Multicaster):
             if not self._file.again:
                 raise ArgumentError(f"{self._file.name} is read twice, and a pipe cannot be; save it to a file first")
             #: What the file holds.
-            self.summary = survey(self._file)
-            first = next(filter(None, (self._destination(*place) for place in self.summary.groups)), None)
+            self.summary, first = self._look_through()
             if first is None:
                 raise ArgumentError(f"no packet in {self._file.name} would be sent; {_found(self.summary)}")
             zone = f"%{first.interfaces[0]}" if first.interfaces else ""
@@ -285,6 +299,18 @@ class Replayer(Multicaster):
             yield from payloads
 
     # -- where to --------------------------------------------------------------------------------------------------
+
+    def _look_through(self) -> tuple[Summary, Endpoint | None]:
+        """Read the file; return what it holds, and where the first packet goes that goes anywhere."""
+        late: list[Endpoint] = []
+
+        def further(group: str, port: int) -> None:
+            if not late and (to := self._destination(group, port)) is not None:
+                late.append(to)
+
+        summary = _survey(self._file, further)
+        early = filter(None, (self._destination(*place) for place in summary.groups))
+        return summary, next(chain(early, late), None)
 
     def _destination(self, group: str, port: int) -> Endpoint | None:
         """Return where packets for `group` and `port` go, None for nowhere."""

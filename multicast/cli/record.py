@@ -340,6 +340,8 @@ def _contents(summary: capture.Summary) -> str:
     groups: Sequence[tuple[str, int]] = list(summary.groups)
     named = ", ".join(where(*group) for group in groups[:_NAMED])
     more = f" and {len(groups) - _NAMED} more" if len(groups) > _NAMED else ""
+    if summary.others:  # of those, groups are not told apart
+        more = f" and more than {len(groups) - _NAMED} others"
     text = f"{plural(summary.packets, 'packet')} in {summary.duration:.1f} s, for {named}{more}"
     for number, what in (
         (summary.truncated, "cut short in the file"),
