@@ -410,7 +410,10 @@ def shard_refusals(shard: tuple[int, int], key: ShardKey, ipv6: bool) -> list[In
         raise ArgumentError(f"shard must be (index, count), such as (0, 4) for the first of four, not {shard!r}")
     index, count = shard
     if not 1 <= count <= 65536 or not 0 <= index < count:
-        raise ArgumentError(f"shard must be (index, count) with an index from 0 to count - 1, not {shard!r}")
+        raise ArgumentError(
+            "shard must be (index, count) with a count from 1 to 65536 and an index from 0 to count - 1, not"
+            f" {shard!r}"
+        )
     if count == 1:
         return []
     belongs = [(_MOD, 0, 0, count), (_JEQ, 0, _REFUSE, index)]
@@ -429,8 +432,8 @@ def shard_refusals(shard: tuple[int, int], key: ShardKey, ipv6: bool) -> list[In
     loads = {1: _LD_BYTE, 2: _LD_HALF, 4: _LD_WORD}
     if length not in loads or not 0 <= offset <= 65535 - length:
         raise ArgumentError(
-            "shard_key must be 'source' or (offset, length) with an offset of 0 or more bytes and a length of 1, 2 or 4"
-            f" bytes, not {key!r}"
+            "shard_key must be 'source' or (offset, length) with a length of 1, 2 or 4 bytes, all of them among the"
+            f" first 65535 of the payload, not {key!r}"
         )
     field = [(loads[length], 0, 0, _PAYLOAD + offset), *belongs]
     short = len(field) if index == 0 else _REFUSE

@@ -77,6 +77,13 @@ def test_a_shard_is_an_index_below_a_count(shard: Any) -> None:
         Keeper(ip=GROUP, interface="lo", shard=shard)
 
 
+def test_what_is_refused_of_a_shard_is_told_with_its_limit() -> None:
+    with pytest.raises(ArgumentError, match=r"a count from 1 to 65536 .*, not \(0, 70000\)$"):
+        Keeper(ip=GROUP, interface="lo", shard=(0, 70000))
+    with pytest.raises(ArgumentError, match=r"among the first 65535 of the payload, not \(65532, 4\)$"):
+        Keeper(ip=GROUP, interface="lo", shard=(0, 2), shard_key=(65532, 4))
+
+
 @pytest.mark.parametrize(
     "key", ["sender", None, 4, (0,), (0, 3), (0, 8), (-1, 4), (65532, 4), ("0", 4), (0, True)], ids=repr
 )
