@@ -330,6 +330,19 @@ def test_the_table_fits_the_terminal(columns: int, lines: int) -> None:
         assert drawn[-1].plain.startswith("q quit")
 
 
+def test_a_narrow_terminal_shows_what_is_lost_and_not_all_of_the_addresses() -> None:
+    meters = Meters()
+    for number in (1, 2, 4, 5):
+        meters.take(FlowKey("239.255.255.250", 65000, "192.168.100.200", 65000, "eth0"), rtp(number), number / 10)
+    meters.tick(0, 1.0)
+    for columns in (40, 44, 49, 50, 60):
+        drawn = [line.plain for line in live.Table(measurement(meters, ["eth0"]), "rate").lines(columns, 24)]
+        head, row = drawn[2:4]
+        assert "LOSS" in head.split()
+        assert "20.00%" in row.split()
+        assert not row.endswith("…")
+
+
 def measurement(meters: Meters, interfaces: list[str]) -> Any:
     return SimpleNamespace(meters=meters, interfaces=interfaces, probes=[], seconds=3661, dropped=3)
 

@@ -24,7 +24,7 @@ from .commands import GROUP, command, deadline_option, interfaces_option
 from .conversation import _host
 from .failures import Exit
 from .keyboard import typing
-from .output import Output, plural, printable, where
+from .output import Output, narrowed, plural, printable, where
 from .report import Report
 
 if TYPE_CHECKING:
@@ -296,6 +296,7 @@ class Table:
         for spare in (5, 7):
             if width < sum(widths[place] + 2 for place in keep) - 2:
                 keep.remove(spare)
+        widths[:2] = narrowed(widths[:2], max(0, sum(widths[place] + 2 for place in keep) - 2 - width))
         strip = max(0, min(STRIP, width - sum(widths[place] + 2 for place in keep)))
         lines = [Text("  ".join(
             head[place].ljust(widths[place]) if place < left else head[place].rjust(widths[place]) for place in keep
@@ -303,12 +304,15 @@ class Table:
         for flow, row in zip(flows, cells, strict=True):
             line = Text(style="dim" if not flow.now.packets else "")
             for place in keep:
-                text = row[place].ljust(widths[place]) if place < left else row[place].rjust(widths[place])
+                text = _cut(row[place], widths[place])
+                text = text.ljust(widths[place]) if place < left else text.rjust(widths[place])
                 style = "red" if place == 6 and flow.lost else "cyan" if place == 1 else ""
                 line.append(text + "  ", style)
             marks = flow.marks(strip).rjust(strip) if strip else ""
             for mark in marks:
                 line.append(mark, _MARKS.get(mark, "cyan"))
+            if not strip:
+                line.rstrip()  # or what is cut at the edge would be blanks, and yet look like something
             lines.append(line)
         return lines
 

@@ -23,7 +23,19 @@ from typing import TextIO
 
 from multicast.poller import Poller
 
-__all__ = ["Closed", "Output", "columns", "handling", "payload", "plural", "printable", "quoted", "shown", "where"]
+__all__ = [
+    "Closed",
+    "Output",
+    "columns",
+    "handling",
+    "narrowed",
+    "payload",
+    "plural",
+    "printable",
+    "quoted",
+    "shown",
+    "where",
+]
 
 
 class Closed(Exception):
@@ -194,8 +206,7 @@ class Output:
         for name in spare:
             if over():
                 keep.remove(head.index(name))
-        while over() and max(widths[:cut], default=0) > _SHORTEST:
-            widths[widths.index(max(widths[:cut]))] -= 1
+        widths[:cut] = narrowed(widths[:cut], over())
         if over() and otherwise is not None:
             otherwise()
             return
@@ -304,6 +315,17 @@ class Output:
 
 # What is left of a cell that is cut, in characters; less would say nothing.
 _SHORTEST = 8
+
+
+def narrowed(widths: Sequence[int], over: int) -> list[int]:
+    """Return widths of columns that are less by `over` together, as far as that goes; the widest give most."""
+    less = list(widths)
+    for _ in range(over):
+        widest = max(range(len(less)), key=less.__getitem__, default=None)
+        if widest is None or less[widest] <= _SHORTEST:
+            break
+        less[widest] -= 1
+    return less
 
 
 def _fitted(text: str, width: int) -> str:
