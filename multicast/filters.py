@@ -15,12 +15,12 @@ or 0xffffffff (whole); lengths between would cut packets without a sign.
 from __future__ import annotations
 
 import importlib
-import inspect
 import re
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterable
+from types import FunctionType
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from .errors import ArgumentError, FilterError
@@ -179,7 +179,9 @@ def class_filter(instance: object) -> Filter:
     if isinstance(found, (staticmethod, classmethod, property)):
         bound: Filter = found.__get__(instance, type(instance))
         return bound
-    if inspect.isfunction(found):
+    if isinstance(found, FunctionType):
+        import inspect  # not small, and few need it
+
         needed = [
             parameter
             for parameter in inspect.signature(found).parameters.values()

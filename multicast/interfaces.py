@@ -13,19 +13,18 @@ import socket
 import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .errors import InterfaceError, advise
 
 __all__ = ["Interface", "Membership", "Route", "Watch", "interfaces", "memberships", "resolve", "route", "usable"]
 
 
-@dataclass(frozen=True, slots=True)
-class Interface:
+class Interface(NamedTuple):
     """One network interface, as it was when it was looked at."""
 
     #: The kernel's number for it, never used twice while the system runs.
-    index: int
+    index: int  # type: ignore[assignment]  # a method of tuples, which nobody asks of an interface
     #: Its name, such as ``eth0``.
     name: str
     #: Its addresses as text, IPv4 first; IPv6 ones without zone.
@@ -189,8 +188,7 @@ def listing() -> str:
     return ", ".join(map(str, interfaces())) or "none"
 
 
-@dataclass(frozen=True, slots=True)
-class Membership:
+class Membership(NamedTuple):
     """A group that this host has joined on one of its interfaces."""
 
     #: The name of the interface.
@@ -240,8 +238,7 @@ def _igmp6(lines: Iterable[str]) -> Iterator[Membership]:
             yield Membership(words[1], address, int(words[3]))
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(NamedTuple):
     """Where the kernel's routes lead, for packets that say nothing else."""
 
     #: The name of the interface.

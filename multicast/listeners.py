@@ -13,10 +13,9 @@ import socket
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from operator import length_hint
-from typing import Any, TypeVar, overload
+from typing import Any, NamedTuple, TypeVar, overload
 
 from . import batch, filters
 from .batch import Address
@@ -50,8 +49,7 @@ _log = logging.getLogger("multicast")
 _Result = TypeVar("_Result")
 
 
-@dataclass(frozen=True, slots=True)
-class Statistics:
+class Statistics(NamedTuple):
     """What a listener has counted so far."""
 
     #: Packets read from the socket.

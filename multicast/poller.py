@@ -40,7 +40,7 @@ from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 
 from .errors import ArgumentError, RegistrationError, advise
 
-__all__ = ["Dispatcher", "HasFileno", "Poller", "Timer", "report"]
+__all__ = ["Dispatcher", "HasFileno", "Poller", "Timer"]
 
 _READ = select.EPOLLIN | select.EPOLLPRI
 _WRITE = select.EPOLLOUT

@@ -17,9 +17,8 @@ import select
 import time
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import batch
 from .errors import ArgumentError, RegistrationError, advise
@@ -183,8 +182,7 @@ def _explained(error: OSError, to: Endpoint) -> OSError:
     return advise(error, "send", address=to.address, net=net if to.is_multicast else to.address)
 
 
-@dataclass(frozen=True, slots=True)
-class SenderStatistics:
+class SenderStatistics(NamedTuple):
     """What a sender has counted so far."""
 
     #: Packets handed to the kernel.

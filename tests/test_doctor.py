@@ -33,7 +33,7 @@ ETH0 = Interface(2, "eth0", ("10.0.0.7", "fe80::7"), mtu=1500)
 ETH1 = Interface(3, "eth1", ("10.0.1.7", "fe80::8"), mtu=1500)
 GROUP = Group("239.1.1.1", 5000)
 HEARD = Seen("eth0", "239.1.1.1", 5000, "10.0.0.5", 1)
-SPECIFIC = replace(GROUP, address="232.1.1.1", sources=("10.0.0.5",))
+SPECIFIC = Group("232.1.1.1", 5000, sources=("10.0.0.5",))
 PLAYER = Holder("0.0.0.0", 5000, 1000, 77, "player (pid 42)")  # noqa: S104 -- nothing is bound
 #: A host on which nothing happened.
 SILENT = Evidence(
@@ -51,15 +51,19 @@ DROPPED = replace(SILENT, wire=(replace(HEARD, packets=7),))
 DROP = Rule("inet", "f", "in", "drop", "udp dport 5000 drop", "input", matches=(Match("dport", ("5000",)),))
 
 
+def only(source: str) -> Group:
+    return Group(GROUP.address, GROUP.port, sources=(source,))
+
+
 def interface(**changes: object) -> tuple[Interface, ...]:
-    return (LO, replace(ETH0, **changes))  # type: ignore[arg-type]
+    return (LO, ETH0._replace(**changes))  # type: ignore[arg-type]
 
 
 # One piece of evidence for each message, and the status it gets.
 CASES: dict[str, tuple[str, Evidence]] = {
     "zone-missing": ("fail", replace(HEALTHY, group=Group("ff02::77", 5000))),
     "source-missing": ("fail", replace(SILENT, group=Group("232.1.1.1", 5000))),
-    "none-up": ("fail", replace(SILENT, present=(replace(LO, up=False), replace(ETH0, up=False)))),
+    "none-up": ("fail", replace(SILENT, present=(LO._replace(up=False), ETH0._replace(up=False)))),
     "interface-down": ("fail", replace(SILENT, present=interface(up=False))),
     "no-carrier": ("fail", replace(SILENT, present=interface(running=False))),
     "no-multicast-flag": ("fail", replace(SILENT, present=interface(multicast=False))),
@@ -67,12 +71,12 @@ CASES: dict[str, tuple[str, Evidence]] = {
     "no-ipv6": ("fail", replace(SILENT, group=Group("ff15::1", 5000), present=interface(addresses=("10.0.0.7",)))),
     "join-refused": ("fail", replace(SILENT, asked=("eth0",), refused={"eth0": OSError(errno.ENODEV, "")})),
     "no-route": ("fail", replace(SILENT, route=None)),
-    "no-route-down": ("fail", replace(SILENT, route=None, present=(LO, ETH0, replace(ETH1, up=False)))),
+    "no-route-down": ("fail", replace(SILENT, route=None, present=(LO, ETH0, ETH1._replace(up=False)))),
     "route-elsewhere": (
-        "fail", replace(SILENT, present=(LO, ETH0, replace(ETH1, running=False)), route=Route("eth1", None))
+        "fail", replace(SILENT, present=(LO, ETH0, ETH1._replace(running=False)), route=Route("eth1", None))
     ),
     "other-interface": ("fail", replace(SILENT, asked=("eth1",), present=(LO, ETH0, ETH1), anywhere=(HEARD,))),
-    "other-source": ("fail", replace(SILENT, group=replace(GROUP, sources=("10.0.0.9",)), anywhere=(HEARD,))),
+    "other-source": ("fail", replace(SILENT, group=only("10.0.0.9"), anywhere=(HEARD,))),
     "other-interface-sent": (
         "fail",
         replace(SILENT, asked=("eth1",), present=(LO, ETH0, ETH1), anywhere=(replace(HEARD, source="10.0.0.7"),)),
@@ -83,7 +87,7 @@ CASES: dict[str, tuple[str, Evidence]] = {
     "behind-router": (
         "fail",
         replace(
-            SILENT, group=replace(GROUP, sources=("10.9.0.1",)), back={"10.9.0.1": Route("eth0", None, "10.0.0.1")}
+            SILENT, group=only("10.9.0.1"), back={"10.9.0.1": Route("eth0", None, "10.0.0.1")}
         ),
     ),
     "nothing": ("fail", SILENT),
@@ -128,7 +132,7 @@ CASES: dict[str, tuple[str, Evidence]] = {
         replace(
             SILENT,
             asked=("eth0",),
-            group=replace(GROUP, sources=("10.9.0.1",)),
+            group=only("10.9.0.1"),
             sysctl={"net.ipv4.conf.all.rp_filter": 1},
             back={"10.9.0.1": None},
         ),
@@ -221,7 +225,7 @@ def test_a_fault_is_found_and_put_in_words(code: str) -> None:
     HEALTHY,
     replace(HEALTHY, wire=None, rules=None),
     replace(HEALTHY, holders=(PLAYER,), joined=(Membership("eth0", "239.1.1.1", 1),)),
-    replace(HEALTHY, present=(LO, ETH0, replace(ETH1, up=False)), bridges=None, loopback=None),
+    replace(HEALTHY, present=(LO, ETH0, ETH1._replace(up=False)), bridges=None, loopback=None),
     replace(HEALTHY, group=Group("232.1.1.1", 5000, (), ("10.0.0.5",))),
     replace(HEALTHY, bridges=(Bridge("br0", False, ("eth0",)), Bridge("br1", True, ("eth0",), ("eth0",)))),
     replace(HEALTHY, sysctl={"net.ipv4.conf.all.rp_filter": 1}, back={"10.0.0.5": Route("eth0", None)}),
@@ -244,7 +248,7 @@ def test_the_first_fault_on_the_way_is_the_cause() -> None:
 
 
 def test_a_named_interface_that_is_down_is_named_whatever_else_is_down() -> None:
-    down = tuple(replace(one, up=False) for one in (LO, ETH0, ETH1))
+    down = tuple(one._replace(up=False) for one in (LO, ETH0, ETH1))
     fault = diagnosis(replace(SILENT, asked=("eth1",), present=down, route=None)).fault
     assert fault is not None
     assert (fault.cause, fault.fixes) == ("The interface eth1 is down.", ("sudo ip link set dev eth1 up",))

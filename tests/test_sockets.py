@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import ipaddress
 import logging
+import pickle
 import socket
 import struct
 from contextlib import suppress
@@ -187,8 +189,12 @@ def test_any_other_text_is_a_group_or_is_refused_in_words(text: str) -> None:
 
 def test_groups_are_values() -> None:
     assert len({Group("ff05::1", 5), Group("FF05:0::1", 5), Group("ff05::2", 5)}) == 2
-    with pytest.raises(AttributeError):
-        Group().port = 5  # type: ignore[misc]
+    group = Group("232.1.1.1", 5, ("eth0",), ("10.0.0.1",))
+    assert copy.copy(group) == pickle.loads(pickle.dumps(group)) == group  # noqa: S301 -- our own
+    assert repr(group) == "Group(address='232.1.1.1', port=5, interfaces=('eth0',), sources=('10.0.0.1',))"
+    assert Group("239.1.1.1", 5) != Endpoint("239.1.1.1", 5) != ("239.1.1.1", 5, ())
+    with pytest.raises(AttributeError, match="make another one"):
+        group.port = 5
 
 
 def test_sources_are_single_hosts_named_once() -> None:

@@ -6,8 +6,7 @@ import ipaddress
 import logging
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from multicast.errors import ArgumentError, GroupError, InterfaceError
 from multicast.interfaces import Interface, interfaces, listing, resolve, usable
@@ -66,12 +65,11 @@ def receiving(group: Group, interface: WhichInterfaces) -> list[Interface]:
     return chosen
 
 
-@dataclass(frozen=True, slots=True)
-class Way:
+class Way(NamedTuple):
     """How packets leave."""
 
     #: The number of the interface; 0 is as the routes say.
-    index: int = 0
+    index: int = 0  # type: ignore[assignment]  # a method of tuples, which nobody asks of a way
     #: The address they come from; empty is the kernel's choice.
     source: str = ""
 
