@@ -47,7 +47,7 @@ from multicast.streams import Acceptor, Prefixed, Stream, connect
 from .commands import command, deadline_option, interfaces_option, ttl_option
 from .failures import Exit
 from .keyboard import Editor, Keyboard, typing
-from .output import Output, plural, printable
+from .output import Output, plural, printable, where
 
 # In characters; what is longer is cut, on both sides.
 _NAME, _TEXT = 30, 1000
@@ -458,7 +458,7 @@ class Visitor(Stream):
 def _serve(out: Output, host: str, port: int, deadline: float | None) -> Exit:
     screen = Screen(out, None)
     with Poller() as poller, House(screen, host, port, poller) as house:
-        place = _written(house.address.host, house.address.port)
+        place = where(house.address.host, house.address.port)
         out.say(f"listening; guests join with `multicast chat tcp://{place} --name NAME`, Ctrl-C to stop")
         out.drive(poller, limit=deadline)
         out.say(f"{plural(house.accepted, 'guest')}; good night")
@@ -499,10 +499,6 @@ def _place(text: str) -> tuple[str, int]:
         raise click.UsageError(f"{text!r} is not an address; write HOST:PORT, with IPv6 as [HOST]:PORT")
     host = match["six"] or match["four"] or match["host"] or "localhost"
     return "127.0.0.1" if host == "localhost" else host, int(match["port"] or DEFAULT_PORT)
-
-
-def _written(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _user() -> str:

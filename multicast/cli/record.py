@@ -324,7 +324,8 @@ def replay(
     elif seconds:
         text += f"; {counted.packets / seconds:,.0f} packets a second".replace(",", " ")
     if replayer.unsendable:
-        text += f"; {plural(replayer.unsendable, 'packet')} not sent, for the file has not the whole of them"
+        # `Replayer.unsendable` has both reasons in one number.
+        text += f"; {plural(replayer.unsendable, 'packet')} not sent: cut short in the file, or too long to be sent on"
     out.say(text)
     if not finished and not loop:
         return Exit.INTERRUPTED
@@ -340,7 +341,7 @@ def _contents(summary: capture.Summary) -> str:
     groups: Sequence[tuple[str, int]] = list(summary.groups)
     named = ", ".join(where(*group) for group in groups[:_NAMED])
     more = f" and {len(groups) - _NAMED} more" if len(groups) > _NAMED else ""
-    if summary.others:  # of those, groups are not told apart
+    if summary.others:  # among these packets the groups are not told apart
         more = f" and more than {len(groups) - _NAMED} others"
     text = f"{plural(summary.packets, 'packet')} in {summary.duration:.1f} s, for {named}{more}"
     for number, what in (
