@@ -31,7 +31,10 @@ def clang() -> str | None:
 
 
 def build(into: Path) -> list[str] | None:
-    """Compile the target of the C module; return the command that runs it, or None where that is not possible."""
+    """Compile the target of the C module; return the command that runs it, or None where there is no compiler for it.
+
+    Raises `SystemExit` when it does not compile.
+    """
     compiler = clang()
     if compiler is None:
         print("batch: left out, as there is no clang (Debian: apt-get install clang)")
@@ -46,8 +49,7 @@ def build(into: Path) -> list[str] | None:
     command += " ".join(libraries).split()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        print(f"batch: left out, as it does not build here:\n{done.stderr}")
-        return None
+        raise SystemExit(f"batch: the target does not build:\n{done.stderr}")
     return [str(program)]
 
 
