@@ -52,24 +52,26 @@ class _Formatter(click.HelpFormatter):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._columns = columns(sys.stdout)
-        if self._columns is not None:
-            self.width = min(self.width, max(20, self._columns - 1))
+        room = columns(sys.stdout)
+        if room is not None:
+            self.width = min(self.width, max(20, room - 1))
 
     def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
-        """Write terms and what they mean: side by side where there is room for it."""
+        """Write terms and what they mean: side by side, or where terms would take too much of the width, below them."""
         rows = list(rows)
         if self.width < 60 and any(len(term) > self.width // 3 for term, _ in rows):
-            col_max = 4
+            col_max = 4  # longer terms stand in a line by themselves, and what they mean is indented by this
         super().write_dl(rows, col_max, col_spacing)
 
-    def write_examples(self, examples: Sequence[str]) -> None:
-        """Write command lines, that can be copied from a narrow terminal too: it breaks them as a shell allows."""
-        with self.section("Examples"):
-            lead = " " * self.current_indent
-            for example in examples:
-                room = len(example) if self._columns is None else self._columns - 1 - len(lead)
-                self.write("".join(f"{lead}{line}\n" for line in _continued(example, room)))
+
+def _write_examples(examples: Sequence[str], formatter: click.HelpFormatter) -> None:
+    """Write command lines so that they can be copied, from a narrow terminal too: broken as a shell allows."""
+    room = columns(sys.stdout)
+    with formatter.section("Examples"):
+        lead = " " * formatter.current_indent
+        for example in examples:
+            lines = [example] if room is None else _continued(example, room - 1 - len(lead))
+            formatter.write("".join(f"{lead}{line}\n" for line in lines))
 
 
 def _continued(line: str, room: int) -> list[str]:
@@ -97,8 +99,7 @@ class Command(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the examples, then the options."""
-        if isinstance(formatter, _Formatter):
-            formatter.write_examples(self.examples)
+        _write_examples(self.examples, formatter)
         super().format_options(ctx, formatter)
 
 
@@ -131,12 +132,10 @@ class _Program(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            if COMMANDS:
-                formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
+            formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        if isinstance(formatter, _Formatter):
-            formatter.write_examples(self.examples)
+        _write_examples(self.examples, formatter)
         super().format_options(ctx, formatter)
 
     # A broken pipe is told apart before click makes something else of it.
