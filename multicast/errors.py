@@ -38,6 +38,7 @@ __all__ = [
     "PeerTimeout",
     "RegistrationError",
     "advise",
+    "check_number",
 ]
 
 
@@ -47,6 +48,19 @@ class MulticastError(Exception):
 
 class ArgumentError(MulticastError, ValueError):
     """An argument is outside its range; the message names it and shows its value."""
+
+
+def check_number(name: str, value: object, least: int = 1, most: int | None = None, *, of: str = "") -> int:
+    """Return the argument `name` when it is a whole number from `least` to `most`, None meaning any.
+
+    `of` says what it is a number of. Raises `ArgumentError`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
+        unit = f" of {of}" if of else ""
+        if most is None:
+            raise ArgumentError(f"{name} must be a number{unit}, {least} or more, not {value!r}")
+        raise ArgumentError(f"{name} must be a number{unit} from {least} to {most}, not {value!r}")
+    return value
 
 
 class GroupError(ArgumentError):

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable
 from types import FunctionType
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
-from .errors import ArgumentError, FilterError
+from .errors import ArgumentError, FilterError, check_number
 
 __all__ = [
     "Filter",
@@ -125,8 +125,8 @@ class Limited:
             raise FilterError(f"only a regular expression can be limited, not {filter!r}")
         if not seconds > 0:
             raise ArgumentError(f"seconds must be more than 0, not {seconds!r}")
-        if length is not None and (isinstance(length, bool) or not isinstance(length, int) or length < 1):
-            raise ArgumentError(f"length must be None or a number of bytes, 1 or more, not {length!r}")
+        if length is not None:
+            check_number("length", length, of="bytes")
         self.seconds = seconds
         self.length = length
         #: How many packets were refused because their time was over.

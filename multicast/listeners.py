@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar, overload
 
 from . import batch, filters
 from .batch import Address
-from .errors import ArgumentError, InterfaceError, RegistrationError
+from .errors import ArgumentError, InterfaceError, RegistrationError, check_number
 from .filters import Filter
 from .interfaces import Interface, Watch, interfaces, memberships, resolve, usable
 from .poller import Dispatcher, Poller, Timer
@@ -28,7 +28,6 @@ from .sockets import (
     DEFAULT_PORT,
     Group,
     WhichInterfaces,
-    check_rcvbuf,
     confine,
     crosses_interfaces,
     drops,
@@ -118,10 +117,9 @@ class DatagramListener(Dispatcher):
         """Check what can be checked before a socket is opened; `shard` is the program that deals out packets."""
         wanted = filters.class_filter(self) if filter is None else filter
         self._passes_filter = filters.predicate(wanted)
-        if isinstance(mtu, bool) or not isinstance(mtu, int) or mtu < 1:
-            raise ArgumentError(f"mtu must be a number of bytes, 1 or more, not {mtu!r}")
+        check_number("mtu", mtu, of="bytes")
         if rcvbuf is not None:
-            check_rcvbuf(rcvbuf)
+            check_number("rcvbuf", rcvbuf, of="bytes")
         refusals = filters.refusals(wanted) if kernel_filter else []
         #: The kernel's programs: all that is wanted, and the least that is needed.
         self._kernel_program = filters.assemble([*shard, *refusals]) if shard or refusals else []
@@ -581,8 +579,9 @@ class Inbox(MulticastListener):
         capacity: int = 1024,
         **options: Any,
     ) -> None:
-        _check_count("limit", limit)
-        _check_count("capacity", capacity)
+        if limit is not None:
+            check_number("limit", limit, of="packets")
+        check_number("capacity", capacity, of="packets")
         super().__init__(filter, ip, port, mtu, **options)
         #: Where the packet last returned came from; None before the first.
         self.addr: Address | None = None
@@ -663,11 +662,6 @@ class _Delivery(MulticastListener):
         return self.result or self._left == 0
 
 
-def _check_count(name: str, value: object) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise ArgumentError(f"{name} must be a number, 1 or more, not {value!r}")
-
-
 @overload
 def listen(
     packet_handler: None = None,
@@ -714,7 +708,8 @@ def listen(
     b'test'
     >>> listener.close()
     """
-    _check_count("limit", limit)
+    if limit is not None:
+        check_number("limit", limit, of="packets")
     if packet_handler is None:
         return Inbox(ip=ip, port=port, mtu=mtu, limit=limit, **options)
     if not callable(packet_handler):

@@ -9,7 +9,7 @@ from typing import Any
 
 from multicast import batch
 from multicast.batch import Address
-from multicast.errors import ArgumentError
+from multicast.errors import check_number
 from multicast.filters import Filter
 from multicast.listeners import MulticastListener
 from multicast.poller import Poller, Timer, report
@@ -60,8 +60,8 @@ class Recorder(MulticastListener):
         rcvbuf: int | None = _RCVBUF,
         poller: Poller | None = None,
     ) -> None:
-        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-            raise ArgumentError(f"limit must be a number of packets, 1 or more, not {limit!r}")
+        if limit is not None:
+            check_number("limit", limit, of="packets")
         super().__init__(
             filter,
             ip,

@@ -25,7 +25,7 @@ from pathlib import PurePath
 from typing import Any, Self, TypeAlias
 
 from multicast.batch import Address
-from multicast.errors import ArgumentError, GroupError, PacketSizeError
+from multicast.errors import ArgumentError, GroupError, PacketSizeError, check_number
 
 from .packets import LINKTYPE_ETHERNET, Packet
 
@@ -106,8 +106,8 @@ class Writer:
         keep: int | None = None,
     ) -> None:
         for name, value, least in (("snaplen", snaplen, 64), ("rotate", rotate, 4096), ("keep", keep, 1)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-                raise ArgumentError(f"{name} must be a number, {least} or more, not {value!r}")
+            if value is not None:
+                check_number(name, value, least)
         if keep is not None and rotate is None:
             raise ArgumentError("keep says how many files stay, so it needs rotate, the size at which the next begins")
         self._path = os.fspath(path)

@@ -253,8 +253,7 @@ class Conversation(MulticastListener):
         )
         self._present = room
         self._screen = screen
-        everywhere = "::" if ":" in group.address else "0.0.0.0"  # noqa: S104 -- sends only
-        self._sending = sockets.open_unicast(everywhere, 0, ttl=ttl)
+        self._sending = sockets.open_unicast(group.table.everywhere, 0, ttl=ttl)
         try:
             self._send("hello")
         except BaseException:

@@ -93,8 +93,7 @@ class Requester(DatagramListener):
         #: The reply that `handle_reply` is called with, or was called with last.
         self.reply: Reply | None = None
         self._check_arguments(None, _LONGEST)
-        everywhere = "::" if self.group.family == socket.AF_INET6 else "0.0.0.0"  # noqa: S104 -- whichever is asked
-        opened = sockets.open_unicast(everywhere, 0, ttl=ttl, rcvbuf=rcvbuf, details=True)
+        opened = sockets.open_unicast(self.group.table.everywhere, 0, ttl=ttl, rcvbuf=rcvbuf, details=True)
         self._take_over(opened, _LONGEST, None, None, True, poller)
         if self._request_packet is not None:
             self.ask()

@@ -10,7 +10,7 @@ from typing import Any
 
 from multicast import batch, sockets
 from multicast.batch import Address
-from multicast.errors import ArgumentError, PacketSizeError
+from multicast.errors import ArgumentError, PacketSizeError, check_number
 from multicast.filters import Filter
 from multicast.listeners import MulticastListener
 from multicast.sockets import DEFAULT_IP, DEFAULT_PORT
@@ -71,17 +71,15 @@ class Responder(MulticastListener):
     ) -> None:
         self._allowance = Allowance(per_source, total)
         self._copies = Copies()
-        if isinstance(longest, bool) or not isinstance(longest, int) or not 0 <= longest <= 65507:
-            raise ArgumentError(f"longest must be a number of bytes from 0 to 65507, not {longest!r}")
+        check_number("longest", longest, 0, 65507, of="bytes")
         if sockets.check_ttl(ttl) == 0:
             raise ArgumentError("ttl must be 1 or more for replies: packets to a single host cannot have 0")
         #: The most bytes of a reply.
         self.longest = longest
         self._tally = dict.fromkeys(ReplyStatistics.__dataclass_fields__, 0)
         super().__init__(filter, ip, port, mtu, details=True, **options)
-        everywhere = "::" if self.group.family == socket.AF_INET6 else "0.0.0.0"  # noqa: S104 -- see reply()
         # Nobody reads from this socket, so the kernel need not keep what is sent to it.
-        self._reply_socket = sockets.open_unicast(everywhere, 0, hops=ttl, rcvbuf=1)
+        self._reply_socket = sockets.open_unicast(self.group.table.everywhere, 0, hops=ttl, rcvbuf=1)
 
     @abstractmethod
     def handle_request(self, packet: bytes, addr: Address) -> str | bytes | None:

@@ -6,7 +6,7 @@ import ipaddress
 from collections import OrderedDict
 from collections.abc import Hashable
 
-from multicast.errors import ArgumentError
+from multicast.errors import ArgumentError, check_number
 
 # How many requests are remembered so that late replies find theirs, how many responders to them, and how many requests
 # of others so that copies are known.
@@ -27,8 +27,8 @@ class Exchange:
     """
 
     def __init__(self, limit: int | None = None) -> None:
-        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-            raise ArgumentError(f"limit must be a number, 1 or more, not {limit!r}")
+        if limit is not None:
+            check_number("limit", limit, of="replies")
         self.limit = limit
         #: How many requests were sent, replies counted, copies of replies and unexpected packets left out.
         self.asked = self.replies = self.duplicates = self.strays = 0

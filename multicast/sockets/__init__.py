@@ -40,7 +40,7 @@ from .datagrams import (
     set_up_receiver,
     takes_bursts,
 )
-from .groups import DEFAULT_IP, DEFAULT_PORT, NAMES, Endpoint, Group, Scope, check_port, check_rcvbuf, check_ttl
+from .groups import DEFAULT_IP, DEFAULT_PORT, NAMES, Endpoint, Group, Scope, check_port, check_ttl
 from .streams import open_acceptor, open_stream, prepare_stream
 
 __all__ = [
@@ -54,7 +54,6 @@ __all__ = [
     "WhichInterface",
     "WhichInterfaces",
     "check_port",
-    "check_rcvbuf",
     "check_ttl",
     "confine",
     "crosses_interfaces",

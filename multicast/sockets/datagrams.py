@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
-from multicast.errors import GroupError, advise
+from multicast.errors import GroupError, advise, check_number
 from multicast.interfaces import Interface, listing, resolve
 
 from .choosing import Way, WhichInterface, sending
@@ -22,7 +22,6 @@ from .groups import (
     Family,
     Group,
     check_port,
-    check_rcvbuf,
     check_ttl,
     parse_address,
     plain,
@@ -400,7 +399,7 @@ def receive_buffer(opened: socket.socket, wanted: int | None = None) -> int:
     what was asked for. A smaller one than wanted is logged once, with the setting to raise.
     """
     if wanted is not None:
-        check_rcvbuf(wanted)
+        check_number("rcvbuf", wanted, of="bytes")
         try:
             opened.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, min(wanted, 0x3FFFFFFF))  # needs CAP_NET_ADMIN
         except PermissionError:

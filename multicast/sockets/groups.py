@@ -12,7 +12,7 @@ import socket
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from multicast.errors import ArgumentError, GroupError
+from multicast.errors import ArgumentError, GroupError, check_number
 
 #: The group and port everything uses when none is given.
 DEFAULT_IP = "224.0.42.42"
@@ -56,6 +56,7 @@ class Family(NamedTuple):
     loop: int
     details: tuple[int, ...]
     longest: int
+    everywhere: str  # as a local address: any of the host's
 
 
 IPV4 = Family(
@@ -70,6 +71,7 @@ IPV4 = Family(
     loop=socket.IP_MULTICAST_LOOP,
     details=(IP_PKTINFO, _IP_RECVTTL),
     longest=65507,  # 65535 less an IP header of 20 and a UDP header of 8
+    everywhere="0.0.0.0",  # noqa: S104 -- replies and requests go by whichever is asked for
 )
 IPV6 = Family(
     name="IPv6",
@@ -83,6 +85,7 @@ IPV6 = Family(
     loop=socket.IPV6_MULTICAST_LOOP,
     details=(socket.IPV6_RECVPKTINFO, socket.IPV6_RECVHOPLIMIT),
     longest=65527,  # the length field of IPv6 does not count its own header
+    everywhere="::",
 )
 
 
@@ -103,9 +106,7 @@ def plain(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
 
 def check_port(port: object) -> int:
     """Return `port` when it is one a packet can be sent to: 1 to 65535. Raises `ArgumentError`."""
-    if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535:
-        raise ArgumentError(f"port must be a number from 1 to 65535, not {port!r}")
-    return port
+    return check_number("port", port, 1, 65535)
 
 
 def check_ttl(ttl: object) -> int:
@@ -115,12 +116,6 @@ def check_ttl(ttl: object) -> int:
             f"ttl must be a number from 0 (this host) to 255 (unrestricted), not {ttl!r}; 1 stays on the subnet"
         )
     return int(ttl)
-
-
-def check_rcvbuf(wanted: object) -> None:
-    """Raise `ArgumentError` for what is no size of a receive buffer."""
-    if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
-        raise ArgumentError(f"rcvbuf must be a number of bytes, 1 or more, not {wanted!r}")
 
 
 class Endpoint:

@@ -10,10 +10,9 @@ from typing import Any, TypeVar
 
 from multicast import sockets
 from multicast.batch import Address
-from multicast.errors import ArgumentError
+from multicast.errors import ArgumentError, check_number
 from multicast.poller import Dispatcher, Poller, Timer
 
-from .framers import check_size
 from .stream import NOTHING, Stream, describe
 
 _ACCEPT_AT_ONCE = 64
@@ -116,8 +115,8 @@ class Acceptor(Dispatcher):
     ) -> None:
         if not callable(factory):
             raise ArgumentError(f"factory must make a Stream of a socket, which {factory!r} cannot")
-        self.max_connections = check_size("max_connections", max_connections)
-        self.max_per_host = None if max_per_host is None else check_size("max_per_host", max_per_host)
+        self.max_connections = check_number("max_connections", max_connections)
+        self.max_per_host = None if max_per_host is None else check_number("max_per_host", max_per_host)
         opened = sockets.open_acceptor(host, port)
         super().__init__(opened, poller)
         self._flags = select.EPOLLIN

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Protocol
 
-from multicast.errors import ArgumentError, FrameError
+from multicast.errors import ArgumentError, FrameError, check_number
 
 
 class Framer(Protocol):
@@ -68,7 +68,7 @@ class Lines:
     """
 
     def __init__(self, limit: int = 65536) -> None:
-        self.limit = check_size("limit", limit)
+        self.limit = check_number("limit", limit)
         self._data = bytearray()
         self._searched = 0  # in these there is no line feed; without it, bytes that trickle in cost their square
 
@@ -123,8 +123,8 @@ class Prefixed:
     _HEADER = re.compile(rb"(0|[1-9][0-9]*) *")
 
     def __init__(self, width: int = 8, limit: int = 1048576) -> None:
-        self.width = check_size("width", width)
-        self.limit = check_size("limit", limit)
+        self.width = check_number("width", width)
+        self.limit = check_number("limit", limit)
         if len(str(limit)) > width:
             raise ArgumentError(f"limit must fit in {width} digits, and {limit} does not")
         self._data = bytearray()
@@ -166,10 +166,3 @@ class Prefixed:
         if len(message) > self.limit:
             raise ArgumentError(f"a message has at most {self.limit} bytes here, not {len(message)}")
         return b"%-*d%b" % (self.width, len(message), message)
-
-
-def check_size(name: str, value: object) -> int:
-    """Return a number of bytes or of connections. Raises `ArgumentError` when it is less than 1 or no number."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ArgumentError(f"{name} must be a number, 1 or more, not {value!r}")
-    return value

@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 from multicast import batch, sockets
 from multicast.batch import Address
-from multicast.errors import ArgumentError, FrameError, PeerTimeout, advise
+from multicast.errors import ArgumentError, FrameError, PeerTimeout, advise, check_number
 from multicast.poller import Dispatcher, Poller, Timer
 
-from .framers import Framer, Raw, check_size
+from .framers import Framer, Raw
 
 # Bytes of one turn: neither a flood nor a peer that takes whatever it gets may leave the others waiting.
 _READ_AT_ONCE = 65536
@@ -65,8 +65,8 @@ class Stream(Dispatcher):
         idle: float | None = None,
         poller: Poller | None = None,
     ) -> None:
-        self.high_water = check_size("high_water", high_water)
-        self.limit = max(check_size("limit", limit), high_water)
+        self.high_water = check_number("high_water", high_water)
+        self.limit = max(check_number("limit", limit), high_water)
         self.stall = _seconds("stall", stall)
         self.idle = _seconds("idle", idle)
         self.framer: Framer = type(self).framing() if framer is None else framer
