@@ -140,7 +140,7 @@ _ADVICE: dict[tuple[str, int], str] = {
     ("open", errno.EAFNOSUPPORT): "This kernel has no {family}.",
     ("send", errno.ENETUNREACH): (
         "This host has no route to {address}. Name the interface to send by with interface=; if it was named, see that"
-        " it is up and has an address; or add a route: ip route add {net} dev INTERFACE."
+        " it is up and has an address; or add a route: {route}."
     ),
     ("send", errno.EHOSTUNREACH): "{address} cannot be reached from this host.",
     ("send", errno.ENETDOWN): "The interface is down. Bring it up: ip link set dev INTERFACE up.",

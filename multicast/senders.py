@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import logging
 import math
 import select
 import time
@@ -21,12 +22,25 @@ from itertools import chain, islice
 from typing import Any, NamedTuple
 
 from . import batch
-from .errors import ArgumentError, RegistrationError, advise
+from .errors import ArgumentError, RegistrationError
 from .interfaces import Interface, resolve
 from .poller import Dispatcher, Poller, Timer, report
-from .sockets import DEFAULT_IP, DEFAULT_PORT, Endpoint, Group, WhichInterface, open_sender, pin, takes_bursts
+from .sockets import (
+    DEFAULT_IP,
+    DEFAULT_PORT,
+    Endpoint,
+    Group,
+    WhichInterface,
+    not_sent,
+    open_sender,
+    pin,
+    stranded,
+    takes_bursts,
+)
 
 __all__ = ["Multicaster", "SenderStatistics", "sendto"]
+
+_log = logging.getLogger("multicast")
 
 # The network may come back, and the packet with it.
 _TRANSIENT = frozenset(
@@ -35,6 +49,8 @@ _TRANSIENT = frozenset(
 # A full transmit queue drains within milliseconds; waiting longer than this for room means it does not drain at all.
 _FULL_FIRST, _FULL_LAST, _FULL_ENOUGH = 0.001, 0.01, 10.0
 _GONE_PAUSE = 0.5
+# How often a sender whose packets stay on this host for want of a route looks whether there is one now.
+_ROUTE_PAUSE = 1.0
 # Below this a timer costs more than the packets it spaces; faster paces send a few packets at each tick.
 _TICK = 0.0005
 # How many packets are taken from a list at once.
@@ -168,18 +184,13 @@ class Transmission:
                 if error.errno != errno.ENOBUFS or now - full_since > _FULL_ENOUGH:
                     if self.sent:
                         error.add_note(f"{self.sent} packets were sent before.")
-                    raise _explained(error, self._to) from None
+                    raise not_sent(error, self._to.address) from None
                 yield pause
                 pause = min(2 * pause, _FULL_LAST)
             else:
                 done += count
                 self.sent += count
                 full_since, pause = None, _FULL_FIRST
-
-
-def _explained(error: OSError, to: Endpoint) -> OSError:
-    net = "ff00::/8" if ":" in to.address else "224.0.0.0/4"
-    return advise(error, "send", address=to.address, net=net if to.is_multicast else to.address)
 
 
 class SenderStatistics(NamedTuple):
@@ -258,6 +269,8 @@ class Multicaster(Dispatcher):
         # A device that is made anew has another index; it comes back under its name.
         name = resolve(interface).name if isinstance(interface, (int, Interface)) else interface
         self._choose_again = functools.partial(pin, opened, self.group, ttl, name, source_ip)
+        self._is_stranded = functools.partial(stranded, self.group, ttl, name, source_ip)
+        self._look_for_route_at = self.poller.time() + _ROUTE_PAUSE if self._is_stranded() else None
         self._network_gone: OSError | None = None  # what the network said last, and was reported
         self._packet_iterator: Iterator[Any] | None = None
         self._taken_packets: list[bytes] = []  # taken from the iterable, due, and not sent yet
@@ -292,6 +305,8 @@ class Multicaster(Dispatcher):
     def _send_due(self) -> None:
         """Send what is due, and rest until something is."""
         self._rest_until = -math.inf
+        if self._look_for_route_at is not None and self.poller.time() >= self._look_for_route_at:
+            self._look_for_route()
         idle = False
         if not self._taken_packets and not self._iterable_ended:
             idle = self._take_due()
@@ -362,7 +377,7 @@ class Multicaster(Dispatcher):
                 return self._wait_for_network(error)
             del taken[0]
             self._packets_refused += 1
-            raise _explained(error, self.group) from None
+            raise not_sent(error, self.group.address) from None
         self._network_gone = None
         self._packets_sent += count
         self._bytes_sent += sum(map(len, taken[:count]))
@@ -374,13 +389,26 @@ class Multicaster(Dispatcher):
         reported, self._network_gone = self._network_gone, error
         self._rest_till(self.poller.time() + _GONE_PAUSE)
         try:
-            before = self._socket_writer
-            self._socket_writer = batch.Writer(before.socket, self._choose_again(), offload=before.offload)
+            self._renew_writer()
         except (LookupError, OSError):
             pass  # it is not there yet
         if reported is None or reported.errno != error.errno:
-            raise _explained(error, self.group) from None
+            raise not_sent(error, self.group.address) from None
         return False
+
+    def _renew_writer(self) -> None:
+        """Have packets leave as the interfaces and routes are now."""
+        before = self._socket_writer
+        self._socket_writer = batch.Writer(before.socket, self._choose_again(), offload=before.offload)
+
+    def _look_for_route(self) -> None:
+        """Leave ``lo``, which stood in for a route, when there is one."""
+        if self._is_stranded():
+            self._look_for_route_at = self.poller.time() + _ROUTE_PAUSE
+        else:
+            self._look_for_route_at = None
+            self._renew_writer()
+            _log.info("%s: there is a route now, so its packets leave this host", self.group)
 
     def _rest_till(self, until: float) -> None:
         """Send nothing until then, on the poller's clock."""

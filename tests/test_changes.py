@@ -159,9 +159,9 @@ def test_the_watch_keeps_no_loop_running_and_is_closed_with_the_last_listener(po
 class Counter(multicast.Multicaster):
     """Sends numbers, and keeps what went wrong."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, ip: str = GROUP, **options: Any) -> None:
         self.errors: list[OSError] = []
-        super().__init__(GROUP, PORT, interval=0.02, **options)
+        super().__init__(ip, PORT, interval=0.02, **options)
 
     def __iter__(self) -> Any:
         number = 0
@@ -202,6 +202,74 @@ def test_a_sender_says_once_that_the_network_is_gone_and_resumes(
         received = [int(packet) for packet, _ in listener.got]
         assert received == sorted(set(received))
         listener.close()
+
+
+@pytest.mark.parametrize("ip", [GROUP, "ff05::88:1"], ids=["IPv4", "IPv6"])
+def test_a_sender_led_by_the_routes_resumes_when_they_are_there_again(
+    hosts: tuple[netns.Host, netns.Host], poller: Poller, ip: str
+) -> None:
+    a, b = hosts
+    a.ip("-6 route del local ff00::/8 dev lo table local")  # which would lead it to lo meanwhile
+    with b.inside():
+        listener = Collector(ip=ip, interface="vb", poller=poller)
+    with a.inside():
+        sender = Counter(ip, poller=poller)
+        poll_until(poller, lambda: len(listener.got) >= 3)
+        a.ip("link set va down")
+        poll_until(poller, lambda: sender.errors)
+        for _ in range(20):
+            poller.poll(0.05)
+        a.ip("link set va up", "route replace 224.0.0.0/4 dev va")
+        heard = len(listener.got)
+        poll_until(poller, lambda: len(listener.got) > heard + 3)
+        assert len(sender.errors) == 1, "it is told once"
+        sender.close()
+    with b.inside():
+        listener.close()
+
+
+def test_ipv6_by_lo_needs_a_route_of_its_own_and_the_error_names_it(
+    hosts: tuple[netns.Host, netns.Host], poller: Poller, caplog: pytest.LogCaptureFixture
+) -> None:
+    a, _ = hosts
+    group, command = "ff15::88:1", "-6 route add local ff00::/8 dev lo table local"
+    a.ip("-6 route del local ff00::/8 dev lo table local")
+    with a.inside():
+        with pytest.raises(OSError, match="unreachable") as caught:
+            multicast.sendto("not heard", group, PORT, ttl=0)
+        assert f"ip {command}" in caught.value.__notes__[0]
+        assert [way.index for way in sockets.ways(multicast.Group(group, PORT), 1, None)[0]] == [
+            interfaces.resolve("va").index
+        ]
+        a.ip(command)
+        with Collector(ip=group, interface="lo", poller=poller) as listener:
+            multicast.sendto("heard", group, PORT, ttl=0)
+            poll_until(poller, lambda: listener.got)
+        assert len(sockets.ways(multicast.Group(group, PORT), 1, None)[0]) == 2
+    assert not caplog.records
+
+
+def test_a_sender_that_had_to_stay_on_lo_leaves_it_when_a_route_comes(
+    hosts: tuple[netns.Host, netns.Host], poller: Poller, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "multicast")
+    a, b = hosts
+    a.ip("route del 224.0.0.0/4 dev va")
+    with b.inside():
+        listener = Collector(interface="vb", poller=poller)
+    with a.inside():
+        sender = Counter(poller=poller)
+        poll_until(poller, lambda: sender.statistics().packets > 60)
+        assert not listener.got, "there is no way to it"
+        a.ip("route add 224.0.0.0/4 dev va")
+        poll_until(poller, lambda: len(listener.got) > 3)
+        assert not sender.errors
+        sender.close()
+    with b.inside():
+        listener.close()
+    assert [record.message for record in caplog.records if "route now" in record.message] == [
+        f"{sender.group}: there is a route now, so its packets leave this host"
+    ]
 
 
 def test_a_system_without_netlink_can_listen_all_the_same(poller: Poller, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,7 +69,7 @@ def test_a_limit_is_told_with_its_present_value() -> None:
 
 
 def test_names_that_are_not_known_become_plain_words() -> None:
-    (note,) = advise(OSError(errno.ENETUNREACH, ""), "send", net="224.0.0.0/4").__notes__
+    (note,) = advise(OSError(errno.ENETUNREACH, ""), "send", route="ip route add 224.0.0.0/4 dev INTERFACE").__notes__
     assert note.startswith("This host has no route to the address.")
     assert "224.0.0.0/4" in note
 

@@ -21,7 +21,7 @@ Facts about Linux that decide what is set, and in which order (ip(7), ipv6(7), s
 
 from __future__ import annotations
 
-from .choosing import Way, WhichInterface, WhichInterfaces, named, receiving, ways
+from .choosing import Way, WhichInterface, WhichInterfaces, named, receiving, stranded, ways
 from .datagrams import (
     confine,
     crosses_interfaces,
@@ -29,6 +29,7 @@ from .datagrams import (
     join,
     join_on,
     leave,
+    not_sent,
     open_receiver,
     open_sender,
     open_unicast,
@@ -62,6 +63,7 @@ __all__ = [
     "join_on",
     "leave",
     "named",
+    "not_sent",
     "open_acceptor",
     "open_receiver",
     "open_sender",
@@ -75,6 +77,7 @@ __all__ = [
     "receiving",
     "send_by",
     "set_up_receiver",
+    "stranded",
     "takes_bursts",
     "ways",
 ]

@@ -72,6 +72,8 @@ class Way(NamedTuple):
     index: int = 0  # type: ignore[assignment]  # a method of tuples, which nobody asks of a way
     #: The address they come from; empty is the kernel's choice.
     source: str = ""
+    #: Whether they leave so for want of a route, and not because somebody asked for it.
+    stranded: bool = False
 
 
 def ways(to: Endpoint, ttl: int, interface: WhichInterfaces) -> tuple[list[Way], bool]:
@@ -103,7 +105,7 @@ def ways(to: Endpoint, ttl: int, interface: WhichInterfaces) -> tuple[list[Way],
         # IPv6, where each scope has its address; for IPv4 it would be 0.0.0.0 on lo.
         if isinstance(interface, str) and interface in one.addresses and (":" in interface) == (":" in to.address):
             found.append(Way(one.index, interface))
-        elif own is not None:
+        elif own is not None and not (every and one.loopback and not routed(to, one.index)):
             found.append(Way(one.index, own if to.family == socket.AF_INET else ""))
         elif not every:
             raise InterfaceError(
@@ -121,9 +123,21 @@ def ways(to: Endpoint, ttl: int, interface: WhichInterfaces) -> tuple[list[Way],
 _told_about_loopback = False
 
 
-def sending(
-    to: Endpoint, ttl: int, interface: WhichInterface | None, source_ip: str | None
-) -> Way:
+def by_routes(to: Endpoint, ttl: int, interface: WhichInterface | None, source_ip: str | None) -> bool:
+    """Whether the routes decide by which interface packets leave, as nothing else does."""
+    if to.is_multicast and ttl == 0:
+        return False
+    return interface is None and source_ip is None and not to.interfaces and not to.needs_interface
+
+
+def stranded(to: Endpoint, ttl: int, interface: WhichInterface | None, source_ip: str | None) -> bool:
+    """Whether packets to a group stay on this host for want of a route."""
+    if not to.is_multicast or to.family == socket.AF_INET6:
+        return False
+    return by_routes(to, ttl, interface, source_ip) and not routed(to)
+
+
+def sending(to: Endpoint, ttl: int, interface: WhichInterface | None, source_ip: str | None) -> Way:
     """Return how packets to `to` are to leave, from what the caller asked for."""
     if interface is None and to.interfaces:
         if len(to.interfaces) > 1 or to.interfaces == ("all",):
@@ -158,7 +172,8 @@ def sending(
             f"{to.address} is a different address on each link, so it needs an interface: interface='eth0', or"
             f" {to.address}%eth0. This host has: {listing()}"
         )
-    if to.is_multicast and not routed(to):
+    # An IPv6 packet could not go there either: without a route the kernel has none for lo.
+    if to.is_multicast and to.family == socket.AF_INET and not routed(to):
         global _told_about_loopback
         if not _told_about_loopback:
             _told_about_loopback = True
@@ -166,7 +181,7 @@ def sending(
                 "no route for %s: its packets go out of lo and stay on this host; name an interface to send by",
                 to.address,
             )
-        return _by_loopback(to, source)
+        return _by_loopback(to, source)._replace(stranded=True)
     return Way()
 
 
@@ -179,11 +194,18 @@ def _loopback() -> int:
     return next((one.index for one in interfaces() if one.loopback), 1)
 
 
-def routed(to: Endpoint) -> bool:
-    """Whether the routes lead to `to`, from an address that can be answered."""
+def routed(to: Endpoint, index: int = 0) -> bool:
+    """Whether the routes lead to `to`, by the interface with number `index` if given, from an address to answer to.
+
+    For IPv6 groups the kernel needs a route also where the interface is named, and on ``lo`` there is none as a rule.
+    """
     with socket.socket(to.family, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect(to.sockaddr())  # sends nothing; only looks the route up
+            if index and to.family == socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
+            elif index:
+                return True
+            probe.connect(to.sockaddr(index))  # sends nothing; only looks the route up
         except OSError:
             return False
         return not ipaddress.ip_address(probe.getsockname()[0].partition("%")[0]).is_unspecified

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import errno
+import ipaddress
 import logging
 import socket
 import struct
@@ -13,7 +14,7 @@ from typing import Any, TypeAlias
 from multicast.errors import GroupError, advise, check_number
 from multicast.interfaces import Interface, listing, resolve
 
-from .choosing import Way, WhichInterface, sending
+from .choosing import Way, WhichInterface, by_routes, sending
 from .groups import (
     IP_PKTINFO,
     IPV4,
@@ -115,13 +116,15 @@ def open_sender(
                 _set_interface(opened, table, way)
             # Without it a full transmit queue and a firewall drop in silence.
             opened.setsockopt(table.level, table.recverr, 1)
-        if way.source or source_port:
-            own = Endpoint(way.source, source_port or 1) if way.source else None
+        # One that waits for a route is not bound to the address of lo: it would keep it on the way out.
+        source = "" if way.stranded else way.source
+        if source or source_port:
+            own = Endpoint(source, source_port or 1) if source else None
             if table is IPV4:
-                bind(opened, (way.source, source_port))
+                bind(opened, (source, source_port))
             else:
                 scope = way.index if own is not None and own.needs_interface else 0
-                bind(opened, (way.source or "::", source_port, 0, scope))
+                bind(opened, (source or "::", source_port, 0, scope))
     except BaseException:
         opened.close()
         raise
@@ -133,10 +136,11 @@ def pin(
 ) -> tuple[Any, ...]:
     """Choose the interface of an open sender again, which may have been made anew; return the address to send to.
 
-    The arguments are those it was opened with. Raises what `open_sender` raises.
+    The arguments are those it was opened with. Where the routes decide, they do so for each packet from now on, and
+    ``lo`` no longer stands in for one. Raises what `open_sender` raises.
     """
-    way = sending(to, ttl, interface, source_ip)
-    if to.is_multicast and way.index:
+    way = Way() if by_routes(to, ttl, interface, source_ip) else sending(to, ttl, interface, source_ip)
+    if to.is_multicast:
         _set_interface(opened, to.table, way)
     return to.sockaddr(way.index)
 
@@ -270,15 +274,27 @@ def send_by(
     except BlockingIOError:
         raise
     except OSError as error:
-        address = sockaddr[0].partition("%")[0]
-        to_group, net = (
-            (224 <= socket.inet_aton(address)[0] <= 239, "224.0.0.0/4")
-            if opened.family == socket.AF_INET
-            else (socket.inet_pton(socket.AF_INET6, address)[0] == 0xFF, "ff00::/8")
+        raise not_sent(error, sockaddr[0].partition("%")[0]) from None
+
+
+# What is wrong then is told by which interfaces and addresses there are.
+_INTERFACE_GONE = frozenset({errno.ENODEV, errno.ENXIO, errno.EADDRNOTAVAIL})
+
+
+def not_sent(error: OSError, address: str) -> OSError:
+    """Add to `error` why a packet to `address` was not sent, and what to do about it; return the same error."""
+    if not ipaddress.ip_address(address).is_multicast:
+        route = f"ip route add {address} dev INTERFACE"
+    elif ":" not in address:
+        route = "ip route add 224.0.0.0/4 dev INTERFACE"
+    else:
+        # On lo the kernel accepts other types of route as well, and swallows what takes them.
+        route = (
+            "ip -6 route add multicast ff00::/8 dev INTERFACE table local, or, for packets that stay on this host,"
+            " ip -6 route add local ff00::/8 dev lo table local"
         )
-        raise advise(
-            error, "send", address=address, net=net if to_group else address, interfaces=listing()
-        ) from None
+    present = listing() if error.errno in _INTERFACE_GONE else ""
+    return advise(error, "send", address=address, route=route, interfaces=present)
 
 
 def join_on(opened: socket.socket, group: Group, interface: Interface, excluded: Sequence[str]) -> None:

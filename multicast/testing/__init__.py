@@ -255,7 +255,7 @@ class Network:
             return open_
 
         self._replace(datagrams, "open_socket", make(datagrams.open_socket))
-        self._replace(choosing, "routed", lambda to: True)
+        self._replace(choosing, "routed", lambda *_: True)
         self._everywhere(interfaces.interfaces, self._wires.interfaces)
 
         def idle(watch: Any, changed: Callable[[], object]) -> None:
