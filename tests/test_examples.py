@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import struct
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import netns
 import pytest
+from programs import wait_for
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 PAGE = EXAMPLES.parent / "examples.rst"
@@ -82,6 +84,30 @@ def test_each_is_read_on_one_screen_and_said_what_it_is_for(name: str) -> None:
 @pytest.mark.parametrize("name", programs())
 def test_each_is_shown_in_the_documentation(name: str) -> None:
     assert any(f"literalinclude:: examples/{name}" in page.read_text() for page in PAGE.parent.glob("*.rst"))
+
+
+@pytest.mark.parametrize(
+    "name, args",
+    [
+        ("acknowledge", []),
+        ("chat_server", [0]),
+        ("multicast_receiver", ["lo"]),
+        ("multicast_sender", []),
+        ("source_check", []),
+        ("tcp_echo_many", [0]),
+        ("tcp_echo_one", [0]),
+        ("udp_receiver", ["127.0.0.1", 0]),
+        ("udp_sender", []),
+    ],
+)
+def test_those_that_run_until_ctrl_c_end_quietly(start: Start, name: str, args: list[object]) -> None:
+    program = start(name, *args)
+    line(program)
+    stat = Path(f"/proc/{program.pid}/stat")  # proc(5): S is asleep, as it is in its loop and not before
+    wait_for(lambda: stat.read_text().rpartition(")")[2].split()[0] == "S", "waiting in the loop")
+    program.send_signal(signal.SIGINT)
+    _, err = program.communicate(timeout=20)
+    assert (program.returncode, err) == (130 if name == "source_check" else 0, "")
 
 
 # -- TCP -------------------------------------------------------------------------------------------------------------

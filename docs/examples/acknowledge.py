@@ -4,6 +4,7 @@ Usage: acknowledge.py [GROUP [PORT]]
 """
 
 import sys
+from contextlib import suppress
 
 import multicast
 from multicast.discovery import Responder
@@ -20,7 +21,5 @@ class Acknowledger(Responder):
 
 Acknowledger(ip=GROUP, port=PORT)
 print("waiting for messages", flush=True)
-try:
+with suppress(KeyboardInterrupt):
     multicast.loop()
-except KeyboardInterrupt:
-    pass

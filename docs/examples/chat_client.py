@@ -1,4 +1,4 @@
-"""Chat client: sends what you type and prints what the others say, until Ctrl-D. Usage: chat_client.py NAME [PORT]"""
+"""Chat client: sends what you type, prints what the others say, until Ctrl-D. Usage: chat_client.py [NAME [PORT]]"""
 
 import os
 import sys

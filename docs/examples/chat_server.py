@@ -1,9 +1,7 @@
-"""Chat server: what one guest says, all others hear. The first message of a guest is the guest's name.
-
-Usage: chat_server.py [PORT]
-"""
+"""Chat server: what one guest says, all others hear. A guest's first message is a name. Usage: chat_server.py [PORT]"""
 
 import sys
+from contextlib import suppress
 
 import multicast
 from multicast.streams import Acceptor, Prefixed, Stream
@@ -36,4 +34,5 @@ class Guest(Stream):
 
 server = Acceptor("127.0.0.1", PORT, Guest, max_connections=100)
 print("listening on port", server.address.port, flush=True)
-multicast.loop()
+with suppress(KeyboardInterrupt):
+    multicast.loop()

@@ -2,7 +2,7 @@
 
 Nobody knows how many will come, so there is nothing to wait for but the time.
 
-Usage: gather_acknowledgements.py MESSAGE [GROUP [PORT [SECONDS]]]
+Usage: gather_acknowledgements.py [MESSAGE [GROUP [PORT [SECONDS]]]]
 """
 
 import sys

@@ -4,6 +4,7 @@ Usage: multicast_receiver.py [INTERFACE [COUNT]]     where INTERFACE is a name, 
 """
 
 import sys
+from contextlib import suppress
 
 import multicast
 
@@ -22,4 +23,5 @@ class Printer(multicast.MulticastListener):
 
 printer = Printer(ip="239.255.0.1", port=4000, interface=INTERFACE)
 print("listening on", *printer.interfaces, flush=True)
-multicast.loop()
+with suppress(KeyboardInterrupt):
+    multicast.loop()

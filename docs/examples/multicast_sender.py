@@ -1,10 +1,13 @@
-"""Send a counter to a group from a chosen address of this host, twice a second; nobody on this host hears it.
+"""Send a counter to a group from a chosen address of this host, twice a second.
 
-Usage: multicast_sender.py ADDRESS [COUNT]
+Nobody on this host hears it, except from 127.0.0.1, the default: such packets go by lo, where they end here.
+
+Usage: multicast_sender.py [ADDRESS [COUNT]]
 """
 
 import itertools
 import sys
+from contextlib import suppress
 
 import multicast
 
@@ -21,4 +24,5 @@ class Counter(multicast.Multicaster):
 
 
 Counter("239.255.0.1", 4000, source_ip=ADDRESS, loopback=False, interval=0.5)
-multicast.loop()
+with suppress(KeyboardInterrupt):
+    multicast.loop()

@@ -1,6 +1,6 @@
 """Wait for one packet and tell where it came from; exit with 1 when that is not the address it should be.
 
-Usage: source_check.py ADDRESS
+Usage: source_check.py [ADDRESS]
 """
 
 import sys
@@ -16,5 +16,8 @@ def check(packet, addr):
 
 
 print("listening", flush=True)
-addr = multicast.listen(check, "225.17.0.18", 30000, details=True)
+try:
+    addr = multicast.listen(check, "225.17.0.18", 30000, details=True)
+except KeyboardInterrupt:
+    sys.exit(130)
 sys.exit(addr.host != ADDRESS)

@@ -2,7 +2,7 @@
 
 `source_ip` decides both: the address that receivers see, and the interface the packet leaves by.
 
-Usage: source_sender.py ADDRESS [PORT]     where PORT is the port it comes from, any if it is left out
+Usage: source_sender.py [ADDRESS [PORT]]     where PORT is the port it comes from, any if it is left out
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Echo client: sends the lines you type and prints what comes back, until an empty line. Usage: [PORT]"""
+"""Echo client: sends what you type, prints what comes back, until an empty line. Usage: tcp_echo_client.py [PORT]"""
 
 import os
 import sys

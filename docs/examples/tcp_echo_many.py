@@ -4,6 +4,7 @@ Usage: tcp_echo_many.py [PORT [CLIENTS]]
 """
 
 import sys
+from contextlib import suppress
 
 import multicast
 from multicast.streams import Acceptor, Stream
@@ -27,4 +28,5 @@ class Echo(Stream):
 
 acceptor = Acceptor("127.0.0.1", PORT, Echo)
 print("listening on port", acceptor.address.port, flush=True)
-multicast.loop()
+with suppress(KeyboardInterrupt):
+    multicast.loop()

@@ -4,6 +4,7 @@ Usage: udp_receiver.py [ADDRESS [PORT [COUNT]]]
 """
 
 import sys
+from contextlib import suppress
 
 import multicast
 
@@ -23,4 +24,5 @@ class Printer(multicast.DatagramListener):
 
 printer = Printer(ip=ADDRESS, port=PORT)
 print("listening on port", printer.address[1], flush=True)
-multicast.loop()
+with suppress(KeyboardInterrupt):
+    multicast.loop()

@@ -5,6 +5,7 @@ Usage: udp_sender.py [HOST [PORT [COUNT]]]
 
 import itertools
 import sys
+from contextlib import suppress
 
 import multicast
 
@@ -22,4 +23,5 @@ class Counter(multicast.Multicaster):
 
 
 Counter(HOST, PORT, interval=1)
-multicast.loop()
+with suppress(KeyboardInterrupt):
+    multicast.loop()
