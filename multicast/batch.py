@@ -204,8 +204,9 @@ def encode(packet: object, longest: int = 65507) -> bytes:
                 f"a packet is bytes-like or text, not {type(packet).__name__} ({packet!r:.60})"
             ) from None
     if len(data) > longest:
+        unbroken = 1472 if longest <= 65507 else 1452  # 1500 less the headers; 65527 is the longest payload of IPv6
         raise PacketSizeError(
-            f"{len(data)} bytes do not fit in one UDP packet ({longest} at most; up to 1472 avoid fragments on"
+            f"{len(data)} bytes do not fit in one UDP packet ({longest} at most; up to {unbroken} avoid fragments on"
             " Ethernet); split it into several"
         )
     return data

@@ -438,6 +438,14 @@ def test_a_packet_that_is_too_long_is_refused_with_the_limit(form: Any) -> None:
     assert into == [bytes(10)]
 
 
+@pytest.mark.parametrize("longest, whole", [(65507, 1472), (65527, 1452)])
+def test_what_is_too_long_is_told_how_much_each_family_sends_in_one_piece(
+    form: Any, longest: int, whole: int
+) -> None:
+    with pytest.raises(PacketSizeError, match=f"{longest} at most; up to {whole} avoid fragments"):
+        form.encode(bytes(longest + 1), longest)
+
+
 def test_no_more_are_taken_than_asked_for(form: Any) -> None:
     numbers = map(str, range(10))
     into = [b"first"]
