@@ -333,6 +333,23 @@ def test_a_full_disk_leaves_a_whole_file_with_its_statistics(
 
 
 @pytest.mark.parametrize("order", "<>")
+def test_the_longer_records_of_an_old_tcpdump_are_read(order: str) -> None:
+    frames = [ETHERNET + ipv4(udp(b"%02d" % number)) for number in range(40)]
+    parts = [struct.pack(order + "IHHiIII", 0xA1B2CD34, 2, 4, 0, 0, 262144, 1)]
+    for number, frame in enumerate(frames):
+        # the index of the interface, the protocol and the kind of packet; that the index changes ends a run
+        more = struct.pack(order + "iHBx", number // 20, 0x0800, 2)
+        parts.append(struct.pack(order + "IIII", 7, number, len(frame), len(frame)) + more + frame)
+    data = b"".join(parts)
+    with of(data) as reader:
+        assert [(packet.payload, packet.timestamp) for packet in reader] == [
+            (b"%02d" % number, 7 * SECOND + number * 1000) for number in range(40)
+        ]
+    with pytest.raises(CaptureError, match=f"offset {len(data) - len(parts[-1])}: cut short"):
+        list(of(data[:-len(frames[-1]) - 1]))
+
+
+@pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("unit", [1, 1000])
 def test_pcap_is_read_in_both_orders_and_units(order: str, unit: int) -> None:
     with of(pcap([ETHERNET + ipv4(udp(b"x"))] * 3, order=order, unit=unit)) as reader:
@@ -769,12 +786,12 @@ def test_tcpdump_reads_what_is_written(path: Path) -> None:
 
 
 @pytest.mark.needs_program("editcap")
-@pytest.mark.parametrize("form", ["pcap", "nsecpcap", "pcapng"])
+@pytest.mark.parametrize("form", ["pcap", "nsecpcap", "modpcap", "pcapng"])
 def test_what_wireshark_converts_is_read(path: Path, form: str) -> None:
     what = mixed(path)
     again = path.with_name("again")
     subprocess.run(["editcap", "-F", form, str(path), str(again)], timeout=30, check=True)
-    unit = 1000 if form == "pcap" else 1
+    unit = 1000 if form in ("pcap", "modpcap") else 1
     assert [packet[:5] for packet in readable(again)] == [
         (*packet[:4], packet.timestamp // unit * unit) for packet in what
     ]

@@ -41,14 +41,18 @@ _INTERFACES = 4096
 _SECTION_HEADER = 0x0A0D0D0A
 _BYTE_ORDER = 0x1A2B3C4D
 _INTERFACE, _OLD_PACKET, _SIMPLE_PACKET, _STATISTICS, _PACKET = 1, 2, 3, 5, 6
-_END, _COMMENT, _IF_NAME, _IF_TSRESOL, _IF_TSOFFSET, _ISB_IFDROP, _ISB_OSDROP = 0, 1, 2, 9, 14, 5, 7
+_END, _COMMENT, _IF_NAME, _IF_TSRESOL, _IF_TSOFFSET, _ISB_IFDROP = 0, 1, 2, 9, 14, 5
 
-# Magic number -> byte order, nanoseconds in one unit of the second time field.
+# Magic number -> byte order, nanoseconds in one unit of the second time field, bytes before each frame. The last two
+# are of a tcpdump that Linux distributions had around 2000: the interface's index, the protocol and the kind of packet
+# follow what pcap has.
 _PCAP = {
-    b"\xa1\xb2\xc3\xd4": (">", 1000),
-    b"\xd4\xc3\xb2\xa1": ("<", 1000),
-    b"\xa1\xb2\x3c\x4d": (">", 1),
-    b"\x4d\x3c\xb2\xa1": ("<", 1),
+    b"\xa1\xb2\xc3\xd4": (">", 1000, 16),
+    b"\xd4\xc3\xb2\xa1": ("<", 1000, 16),
+    b"\xa1\xb2\x3c\x4d": (">", 1, 16),
+    b"\x4d\x3c\xb2\xa1": ("<", 1, 16),
+    b"\xa1\xb2\xcd\x34": (">", 1000, 24),
+    b"\x34\xcd\xb2\xa1": ("<", 1000, 24),
 }
 
 
@@ -236,26 +240,25 @@ class Reader:
 
     # -- formats ---------------------------------------------------------------------------------------------------
 
-    def _pcap(self, order: str, unit: int) -> Iterator[Packet | Run]:
+    def _pcap(self, order: str, unit: int, before: int) -> Iterator[Packet | Run]:
         self._need(24, "the file header")
         major, minor, snaplen, link_type = struct.unpack_from(order + "4xHH8xII", self._data)
         if major != 2:
             raise self._fault(f"pcap version {major}.{minor} is unknown; 2.4 is usual", 4)
         link = self._decoder.link(link_type & 0xFFFF)  # the upper half tells of frame check sequences
         decode = link.decode
-        find = Runs(order, 16, tuple(range(8, 16)), 0, 0, self._known).find
+        find = Runs(order, before, tuple(range(8, before)), 0, 0, self._known).find
 
         def time(seconds: int, fraction: int) -> int:
             return seconds * 1_000_000_000 + fraction * unit
 
         limit = self._frame_limit(snaplen)
-        header = struct.Struct(order + "IIII")
-        unpack = header.unpack_from
+        unpack = struct.Struct(order + "IIII").unpack_from
         self._position = 24
         while True:
             position, data = self._position, self._data
-            if position + 16 > len(data):
-                if not self._fill(16):
+            if position + before > len(data):
+                if not self._fill(before):
                     break
                 position, data = self._position, self._data
             seconds, fraction, size, original = unpack(data, position)
@@ -263,12 +266,14 @@ class Reader:
                 raise self._fault(f"a packet of {size} bytes, where the file allows {limit}", self.offset + 8)
             if original < size and original:
                 raise self._fault(f"{size} bytes are kept of a packet of {original}", self.offset + 8)
-            stop = position + 16 + size
+            start = position + before
+            stop = start + size
             if stop > len(data):
-                self._need(16 + size, "the packet")
+                self._need(before + size, "the packet")
                 position, data = self._position, self._data
-                stop = position + 16 + size
-            packet = decode(data, position + 16, stop, time(seconds, fraction), None)
+                start = position + before
+                stop = start + size
+            packet = decode(data, start, stop, time(seconds, fraction), None)
             self._position = stop
             if packet is not None:
                 yield packet
@@ -278,7 +283,7 @@ class Reader:
                         self._position = stop + run.count * (stop - position)
                         yield run
         if self._position != len(self._data):
-            self._need(16, "the packet header")
+            self._need(before, "the packet header")
 
     @staticmethod
     def _frame_limit(snaplen: int) -> int:
