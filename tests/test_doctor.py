@@ -17,7 +17,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from multicast import batch, doctor
-from multicast.doctor import MESSAGES, Diagnosis, checks, firewall, kernel, wire
+from multicast.doctor import MESSAGES, Diagnosis, checks, kernel, wire
 from multicast.doctor.evidence import Evidence
 from multicast.doctor.firewall import Match, Rule
 from multicast.doctor.kernel import Bridge, Holder, SourceFilter
@@ -96,7 +96,12 @@ CASES: dict[str, tuple[str, Evidence]] = {
     "ttl-zero": ("warn", replace(HEALTHY, anywhere=(replace(HEARD, ttl=0),))),
     "ttl-one": ("warn", replace(HEALTHY, anywhere=(replace(HEARD, source="10.0.0.7"),))),
     "fragments-lost": (
-        "fail", replace(DROPPED, wire=(replace(HEARD, fragmented=True, packets=4),), counters={"Ip:ReasmOKs": 1})
+        "fail",
+        replace(
+            DROPPED,
+            wire=(replace(HEARD, fragmented=True, packets=4),),
+            counters={"Ip:ReasmReqds": 4, "Ip:ReasmOKs": 1},
+        ),
     ),
     "fragments-unfinished": ("fail", replace(SILENT, wire=None, counters={"Ip:ReasmReqds": 9})),
     "bad-checksum": ("fail", replace(DROPPED, counters={"Udp:InCsumErrors": 7})),
@@ -296,6 +301,49 @@ def test_packets_that_cannot_be_told_from_igmp_and_from_own_reports_are_no_sign_
 def test_broadcasts_that_nobody_reads_are_no_sign_of_another_port() -> None:
     counted = {"Udp:IgnoredMulti": 9, "Ip:InBcastPkts": 9, "Ip:InMcastPkts": 3}
     assert codes(replace(SILENT, wire=None, counters=counted)) == {"nothing": "fail"}
+
+
+FRAGMENTED = replace(HEARD, fragmented=True, packets=100)
+
+
+@pytest.mark.parametrize("came, whole, lost", [
+    (300, 100, None),  # all of them
+    (294, 98, None),  # two began before the other look
+    (294, 97, 3),  # of two datagrams a fragment is missing, of one there is none
+    (150, 50, None),  # half of them were dropped whole, which is another check's
+    (100, 0, 100),  # only the first fragments came
+    (500, 90, 10),  # and others of other datagrams
+])
+def test_fragments_are_missing_where_some_came_and_could_not_be_put_together(
+    came: int, whole: int, lost: int | None
+) -> None:
+    counters = {"Ip:ReasmReqds": came, "Ip:ReasmOKs": whole}
+    arriving = replace(HEALTHY, wire=(FRAGMENTED,), fragments=200, counters=counters)
+    (found,) = [one for one in checks.judge(arriving) if one.check == "fragments"]
+    assert found.code == ("" if lost is None else "fragments-lost")
+    assert lost is None or f"{lost} of 100 could not be put together" in found.cause
+
+
+def test_rules_that_could_not_be_read_are_not_called_none() -> None:
+    def said(evidence: Evidence) -> tuple[str, str]:
+        (found,) = [one for one in checks.judge(evidence) if one.check == "firewall"]
+        return found.status, found.cause
+
+    assert said(HEALTHY) == ("ok", "no rules")
+    assert said(replace(HEALTHY, unread=("nft",))) == ("skip", "no rules, and nft did not tell of any")
+    unread = "no rules that could be why, and nft did not tell of any"
+    assert said(replace(DROPPED, unread=("nft",))) == ("skip", unread)
+    assert said(replace(DROPPED, rules=(replace(DROP, action="accept"),))) == ("ok", "1 rule that could be why")
+    assert codes(replace(DROPPED, unread=("nft",), rules=(DROP,)))["firewall-candidate"] == "fail"
+
+
+@pytest.mark.parametrize("grew, code", [(5, None), (6, "firewall-candidate"), (8, "firewall-candidate"), (9, None)])
+def test_a_rule_that_dropped_about_as_many_as_are_missing_may_be_why_wherever_it_stands(
+    grew: int, code: str | None
+) -> None:
+    aside = replace(DROP, hook="", chain="nobody jumps here", packets=grew, grew=grew)
+    found = codes(replace(DROPPED, rules=(aside,)))
+    assert found == ({"not-delivered": "fail"} if code is None else {code: "fail"})
 
 
 def test_a_bridge_whose_members_suffer_is_no_reason_for_silence_on_the_host() -> None:
@@ -509,112 +557,3 @@ def test_the_table_of_packets_has_a_limit() -> None:
     for number in range(2000):
         table.add("eth0", "239.1.1.1", 5000, f"10.0.{number // 256}.{number % 256}", 1)
     assert len(table.seen()) == 512
-
-
-# -- firewalls -------------------------------------------------------------------------------------------------------
-
-FACTS = {
-    "daddr": "239.1.1.1", "saddr": "10.0.0.5", "dport": "5000", "iif": "eth0", "proto": "udp", "family": "ipv4",
-    "state": "new", "type": "multicast",
-}
-
-
-def nft(*entries: dict[str, object]) -> list[Rule]:
-    return firewall.from_nft(json.dumps({"nftables": [{"metainfo": {}}, *entries]}))
-
-
-def chain(name: str = "in", hook: str | None = "input", policy: str = "accept") -> dict[str, object]:
-    base = {"hook": hook, "prio": 0, "policy": policy} if hook else {}
-    return {"chain": {"family": "inet", "table": "f", "name": name, **base}}
-
-
-def rule(*expressions: dict[str, object], chain: str = "in") -> dict[str, object]:
-    return {"rule": {"family": "inet", "table": "f", "chain": chain, "expr": list(expressions)}}
-
-
-def match(right: object, field: str = "daddr", protocol: str = "ip", op: str = "==") -> dict[str, object]:
-    return {"match": {"op": op, "left": {"payload": {"protocol": protocol, "field": field}}, "right": right}}
-
-
-DROPS: dict[str, object] = {"drop": None}
-ACCEPTS: dict[str, object] = {"accept": None}
-
-
-@pytest.mark.parametrize("rules, blocked", [
-    ([chain(), rule(match("239.1.1.1"), DROPS)], "ip daddr 239.1.1.1 drop"),
-    ([chain(), rule(match("239.1.1.2"), DROPS)], None),
-    ([chain(), rule(match({"prefix": {"addr": "224.0.0.0", "len": 4}}), DROPS)], "ip daddr 224.0.0.0/4 drop"),
-    ([chain(), rule(match({"range": [4000, 6000]}, "dport", "udp"), DROPS)], "udp dport 4000-6000 drop"),
-    ([chain(), rule(match({"set": [53, 5000]}, "dport", "udp"), DROPS)], "udp dport { 53, 5000 } drop"),
-    ([chain(), rule(match("239.1.1.1", op="!="), DROPS)], None),
-    ([chain(policy="drop")], "policy drop"),
-    ([chain(policy="drop"), rule(match(5000, "dport", "udp"), ACCEPTS)], None),
-    ([chain(policy="drop"), rule(match("@some", "dport", "udp"), ACCEPTS)], "policy drop"),
-    ([chain(), chain("sub", None), rule({"jump": {"target": "sub"}}), rule(DROPS, chain="sub")], "drop"),
-    ([chain(), chain("sub", None), rule({"jump": {"target": "sub"}}), rule(ACCEPTS, chain="sub"), rule(DROPS)], None),
-    ([chain(), chain("sub", None), rule({"jump": {"target": "sub"}}), rule({"return": None}, chain="sub"),
-      rule(DROPS)], "drop"),
-    ([chain(), rule({"jump": {"target": "in"}})], None),
-    ([chain("out", "output"), rule(DROPS, chain="out")], None),
-])
-def test_the_rule_that_drops_is_found(rules: list[dict[str, object]], blocked: str | None) -> None:
-    found = firewall.blocking(nft(*rules), FACTS)
-    assert (found and found[0].text) == blocked
-
-
-def test_what_is_not_understood_is_a_possibility() -> None:
-    found = firewall.blocking(nft(chain(), rule({"limit": {"rate": 5}}, DROPS)), FACTS)
-    assert found is not None
-    assert found[1] is False
-
-
-def test_a_rule_that_has_counted_goes_before_all_others_and_one_that_has_not_is_out() -> None:
-    before = nft(chain(), rule(DROPS), rule({"counter": {"packets": 3, "bytes": 9}}, match("239.1.1.1"), DROPS))
-    after = nft(chain(), rule({"limit": {}}, DROPS),
-                rule({"counter": {"packets": 8, "bytes": 9}}, match("239.1.1.1"), DROPS))
-    found = firewall.blocking(firewall.grown(before, after), FACTS)
-    assert found is not None
-    assert (found[0].text, found[0].grew) == ("ip daddr 239.1.1.1 drop", 5)
-    assert firewall.blocking(firewall.grown(before[1:2], before[1:2]), FACTS) is None
-
-
-SAVED = """# Generated by iptables-save
-*filter
-:INPUT DROP [5:500]
-:FORWARD ACCEPT [0:0]
-:mine - [0:0]
-[1:10] -A INPUT -i lo -j ACCEPT
-[2:20] -A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
-[3:30] -A INPUT -p udp -m udp ! --dport 5000 -j ACCEPT
-[4:40] -A INPUT -m comment --comment "some words" -j mine
-[5:50] -A mine -d 239.0.0.0/8 -m limit --limit 3/min -j LOG --log-prefix "x -j DROP"
-[6:60] -A mine -d 239.1.1.1/32 -p udp -m udp --dport 4000:6000 -j REJECT --reject-with icmp-port-unreachable
-COMMIT
-"""
-
-
-def test_rules_of_iptables_are_understood() -> None:
-    before = firewall.from_save(SAVED, "ip", "iptables")
-    after = firewall.from_save(SAVED.replace("[6:60]", "[9:90]"), "ip", "iptables")
-    found = firewall.blocking(firewall.grown(before, after), FACTS)
-    assert found is not None
-    assert found[0].name == (
-        "iptables, table ip filter, chain mine: -d 239.1.1.1/32 -p udp -m udp --dport 4000:6000 -j REJECT"
-        " --reject-with icmp-port-unreachable"
-    )
-    assert found[0].grew == 3
-    assert found[0].allowing("239.1.1.1", 5000) == "sudo iptables -I mine -d 239.1.1.1 -p udp --dport 5000 -j ACCEPT"
-
-
-def test_the_policy_of_iptables_counts_as_well() -> None:
-    before = firewall.from_save(SAVED.replace("-j REJECT", "-j RETURN"), "ip", "iptables")
-    after = firewall.from_save(SAVED.replace("-j REJECT", "-j RETURN").replace("[5:500]", "[7:700]"), "ip", "iptables")
-    found = firewall.blocking(firewall.grown(before, after), FACTS)
-    assert found is not None
-    assert (found[0].text, found[0].grew) == ("policy DROP", 2)
-
-
-@given(st.text(max_size=200))
-def test_no_output_of_a_firewall_breaks_the_doctor(text: str) -> None:
-    assert isinstance(kernel._understood(firewall.from_nft, text), list)
-    assert isinstance(kernel._understood(firewall.from_save, text, "ip", "iptables"), list)

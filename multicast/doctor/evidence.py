@@ -46,7 +46,7 @@ __all__ = ["Evidence", "gather"]
 _log = logging.getLogger("multicast")
 
 _SELF_TEST = "239.255.77.77"
-# How many batches are read at the end, when the time is over. A flood does not end with it.
+# How many batches are read before the look begins and when it is over. A flood does not end with it.
 _DRAIN = 16
 
 
@@ -91,6 +91,8 @@ class Evidence:
     refused: Mapping[str, OSError] = field(default_factory=dict)
     #: Firewall rules in the way of incoming packets; None where we may not look.
     rules: tuple[Rule, ...] | None = ()
+    #: The programs that should have told of rules, and did not or not in a form known here.
+    unread: tuple[str, ...] = ()
     #: Bridges that snoop; None where `ip` is missing.
     bridges: tuple[Bridge, ...] | None = ()
     #: Whether the packet of the self-test came back; None where there was none.
@@ -282,6 +284,8 @@ def gather(
         poller = stack.enter_context(Poller())
         stack.callback(_close_ears, poller)
         loopback = None if ipv6 else _loopback_works(poller)
+        # Takes its time, so it is done before there is anything that packets could queue at meanwhile.
+        rules_before = kernel.rules()[0] if with_rules else ()
         wire = None
         if on_wire:
             try:
@@ -296,16 +300,15 @@ def gather(
                 one.group for one in joined if (":" in one.group) == ipv6 and one.group != group.address
             )
             ears.open_others([address for address in others if address != "224.0.0.1"][:16])
-        poller.poll()
+        _drain(poller)
         for table in (ears.narrow, ears.broad, ears.other, *(() if wire is None else (wire.packets,))):
             table.counts.clear()  # all is counted from here on
-        rules_before = kernel.rules() if with_rules else None
         counted = kernel.counters(ipv6)
         dropped = {inode: drops for inode, (_, drops) in kernel.holders().items()}
         _wait(poller, wait, ears, progress)
         counted = {name: value - counted.get(name, 0) for name, value in kernel.counters(ipv6).items()}
         after = kernel.holders()
-        rules = None if rules_before is None else firewall.grown(rules_before, kernel.rules())
+        rules, unread = kernel.rules() if with_rules else (None, ())
         ours = ears.inodes()
     relevant = [
         (holder, drops - dropped.get(inode, 0))
@@ -346,7 +349,8 @@ def gather(
             if inode in quiet
         ),
         refused=ears.refused,
-        rules=rules,
+        rules=None if rules is None else firewall.grown(rules_before, rules),
+        unread=unread,
         bridges=kernel.bridges(kernel.run("ip", "-details", "-json", "link", "show")),
         loopback=loopback,
         container=os.path.exists("/.dockerenv") or os.path.exists("/run/.containerenv"),
@@ -375,7 +379,12 @@ def _wait(poller: Poller, wait: float, ears: _Ears, progress: Callable[[float, i
 
     tell()
     poller.run_until(lambda: poller.time() >= end)
-    for _ in range(_DRAIN):  # what came in the last moment, or while this thread had to wait for a processor
+    _drain(poller)
+
+
+def _drain(poller: Poller) -> None:
+    """Read what came in the last moment, or while this thread had to wait for a processor or a program."""
+    for _ in range(_DRAIN):
         poller.poll()
 
 

@@ -131,15 +131,19 @@ def from_nft(text: str) -> list[Rule]:
     """Return the rules that `nft -j list ruleset` prints, each chain with its policy last."""
     entries = json.loads(text)["nftables"]
     chains: dict[tuple[str, str, str], dict[str, Any]] = {}
+    maps: dict[tuple[str, str, str], list[Any]] = {}
     for entry in entries:
         if "chain" in entry:
             chain = entry["chain"]
             chains[chain["family"], chain["table"], chain["name"]] = chain
+        elif "map" in entry:
+            named = entry["map"]
+            maps[named["family"], named["table"], f"@{named['name']}"] = named.get("elem", [])
     found = []
     for entry in entries:
         if "rule" in entry:
             rule = entry["rule"]
-            found.append(_nft_rule(rule, chains.get((rule["family"], rule["table"], rule["chain"]), {})))
+            found += _nft_rules(rule, chains.get((rule["family"], rule["table"], rule["chain"]), {}), maps)
     for (family, table, name), chain in chains.items():
         if "hook" in chain:
             policy = chain.get("policy", "accept")
@@ -153,36 +157,51 @@ def _priority(chain: Mapping[str, Any]) -> int:
     return int(chain.get("prio", 0))
 
 
-def _nft_rule(rule: Mapping[str, Any], chain: Mapping[str, Any]) -> Rule:
-    matches, words, action, target, packets = [], [], "", "", None
+def _nft_rules(
+    rule: Mapping[str, Any], chain: Mapping[str, Any], maps: Mapping[tuple[str, str, str], list[Any]]
+) -> list[Rule]:
+    """Return what a rule comes to: one rule, or one for each element of a map of verdicts."""
+    matches, words, packets = [], [], None
+    verdicts: list[tuple[str, Any, tuple[Match, ...], str]] = []
     for expression in rule.get("expr", ()):
         ((kind, value),) = expression.items()
         if kind == "counter":
             packets = int(value.get("packets", 0)) if isinstance(value, dict) else None
         elif kind in _ACTIONS:
-            action = _ACTIONS[kind]
-            target = value.get("target", "") if action in ("jump", "goto") else ""
-            words.append(f"{kind} {target}".strip())
+            verdicts.append((kind, value, (), ""))
         elif kind == "match":
             match, written = _nft_match(value)
             matches.append(match)
             words.append(written)
+        elif kind == "vmap":
+            packets = None  # it counts what comes to the map, and not what goes by one of its elements
+            data = value["data"]
+            for key, verdict in maps[rule["family"], rule["table"], data] if isinstance(data, str) else data["set"]:
+                match, written = _nft_match({"left": value["key"], "right": key})
+                ((action, to),) = verdict.items()
+                verdicts.append((action, to, (match,), f"vmap {written}"))
         else:
             words.append(kind)
             if kind not in ("log", "notrack", "mangle"):
                 matches.append(Match(""))  # a limit, for instance, matches sometimes
-    return Rule(
-        rule["family"],
-        rule["table"],
-        rule["chain"],
-        action,
-        " ".join(words),
-        chain.get("hook", ""),
-        _priority(chain),
-        tuple(matches),
-        target,
-        packets,
-    )
+    found = []
+    for action, to, also, written in verdicts or [("", None, (), "")]:
+        target = to.get("target", "") if action in ("jump", "goto") else ""
+        found.append(
+            Rule(
+                rule["family"],
+                rule["table"],
+                rule["chain"],
+                _ACTIONS.get(action, ""),
+                " ".join(filter(None, [*words, written, action, target])),
+                chain.get("hook", ""),
+                _priority(chain),
+                (*matches, *also),
+                target,
+                packets,
+            )
+        )
+    return found
 
 
 def _nft_match(value: Mapping[str, Any]) -> tuple[Match, str]:

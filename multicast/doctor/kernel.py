@@ -292,35 +292,43 @@ def bridges(text: str | None) -> tuple[Bridge, ...] | None:
     return tuple(found)
 
 
-def _understood(parse: Callable[..., list[Rule]], *arguments: str) -> list[Rule]:
-    """Return the rules in a text, and none where it is written as no version known here writes it."""
+def _understood(parse: Callable[..., list[Rule]], *arguments: str) -> list[Rule] | None:
+    """Return the rules in a text, None where it is written as no version known here writes it."""
     try:
         return parse(*arguments)
     except (ValueError, LookupError, TypeError, AttributeError):
-        return []
+        return None
 
 
-def rules() -> tuple[Rule, ...]:
-    """Return the rules of the firewall that incoming packets meet; needs CAP_NET_ADMIN."""
+def rules() -> tuple[tuple[Rule, ...], tuple[str, ...]]:
+    """Return the rules of the firewall that incoming packets meet, and the programs that did not tell theirs.
+
+    Needs CAP_NET_ADMIN.
+    """
     found: list[Rule] = []
-    saved = []
+    told: set[tuple[str, str, str]] = set()
+    silent = []
     for family, program in (("ip", "iptables"), ("ip6", "ip6tables")):
-        text = run(f"{program}-save", "-c")
-        if text:
-            saved += _understood(firewall.from_save, text, family, program)
-        # The older kind of tables, where that is in use beside the newer one. Asking for it where it is not would
-        # load it.
-        if _read(f"/proc/thread-self/net/{family}_tables_names") and "nf_tables" in (run(program, "-V") or ""):
-            text = run(f"{program}-legacy-save", "-c")
-            if text:
-                saved += _understood(firewall.from_save, text, family, f"{program}-legacy")
-    found += saved
+        newer = "nf_tables" in (run(program, "-V") or "")
+        if newer:
+            saved = _understood(firewall.from_save, run(f"{program}-save", "-c") or "", family, program) or []
+            told |= {(rule.family, rule.table, rule.chain) for rule in saved}
+            found += saved
+        # The older kind of tables, where that is in use. Asking for it where it is not would load it.
+        if _read(f"/proc/thread-self/net/{family}_tables_names"):
+            older = f"{program}-legacy" if newer else program
+            text = run(f"{older}-save", "-c")
+            legacy = None if text is None else _understood(firewall.from_save, text, family, older)
+            found += legacy or []
+            if legacy is None:
+                silent.append(older)
     text = run("nft", "-j", "list", "ruleset")
-    if text:
-        # What iptables has made there is told in its own words.
-        known = {(rule.family, rule.table) for rule in saved}
-        found += [rule for rule in _understood(firewall.from_nft, text) if (rule.family, rule.table) not in known]
-    return tuple(found)
+    listed = None if text is None else _understood(firewall.from_nft, text)
+    # What iptables has made there it tells in its own words; what it has not it tells as empty chains of its own.
+    found += [rule for rule in listed or () if (rule.family, rule.table, rule.chain) not in told]
+    if listed is None:
+        silent.append("nft")
+    return tuple(found), tuple(silent)
 
 
 def engine() -> tuple[str, str]:

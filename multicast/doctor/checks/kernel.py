@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from multicast.doctor.evidence import Evidence
-from multicast.doctor.firewall import blocking
+from multicast.doctor.firewall import Rule, blocking
 from multicast.doctor.messages import Finding, Status
 
 from .facts import about, amount, finding, lasted, listed, ok, packets, skip, stays_on_link, unique
@@ -18,13 +18,21 @@ def check_fragments(e: Evidence) -> Finding:
     seen = f"ReasmReqds +{came}, ReasmOKs +{whole}, ReasmFails +{failed} in {lasted(e)} s"
     status: Status = "fail" if e.missing else "warn"
     begun = amount(one for one in e.on_wire if one.fragmented)
-    if begun > whole:
+    # What the kernel took in and could not use; the rest it has dropped as whole packets, which is not for this check.
+    unused = came - whole * (begun + e.fragments) / max(begun, 1)
+    lost = min(begun - whole, round(unused))
+    # Wire and counters are read one after the other, so a few datagrams are seen by one of them only.
+    if lost > max(_FRAGMENTS_ALLOWANCE, begun // 50) or (lost > whole == 0 and not e.delivered):
         return finding("fragments", status, "fragments-lost", f"{begun} datagrams began on the wire; {seen}",
-                       **{**about(e), "lost": begun - whole, "begun": begun})
+                       **{**about(e), "lost": lost, "begun": begun})
     # On the wire alone it can be told whether the fragments are those of the group.
     if came and not whole and (e.wire is None or (e.fragments and not e.delivered)):
         return finding("fragments", status, "fragments-unfinished", seen, **about(e))
     return ok("fragments", seen if came else "no fragments came")
+
+
+# How many datagrams may begin between two looks that are meant to be at the same time.
+_FRAGMENTS_ALLOWANCE = 2
 
 
 def check_checksum(e: Evidence) -> Finding:
@@ -89,11 +97,20 @@ def check_firewall(e: Evidence) -> Finding:
             seen = f"at least {packets(missing)} taken in and given to no program in {lasted(e)} s, 0 delivered"
             return finding("firewall", "fail", "discarded", seen, **about(e))
         return skip("firewall", "rules need root to read; run with sudo for this check")
+    number = f"{len(e.rules) or 'no'} rule{'' if len(e.rules) == 1 else 's'}"
+    if lost:
+        return _blocked(e, e.rules, number)
+    if e.unread:
+        return skip("firewall", f"{number}, and {listed(e.unread)} did not tell of any")
     if not e.rules:
-        return ok("firewall", "no rules")
-    if not lost:
-        return ok("firewall", f"{len(e.rules)} rules, none in the way of what came" if e.delivered else
-                  f"{len(e.rules)} rules, and nothing came for them to drop")
+        return ok("firewall", number)
+    text = "none in the way of what came" if e.delivered else "and nothing came for them to drop"
+    return ok("firewall", f"{number}, {text}")
+
+
+def _blocked(e: Evidence, rules: tuple[Rule, ...], number: str) -> Finding:
+    """Which of the rules drops what was on the wire?"""
+    lost = e.undelivered
     facts = {
         "daddr": e.group.address,
         "dport": str(e.group.port),
@@ -104,17 +121,23 @@ def check_firewall(e: Evidence) -> Finding:
         "state": "new",
         "type": "multicast",
     }
-    found = blocking(e.rules, facts)
-    if found is None:
-        return ok("firewall", f"{len(e.rules)} rules, none of which drops these packets")
-    rule, sure = found
+    count = amount(lost)
+    # The last resort is a rule that has dropped about as much as is missing, wherever it stands.
+    about_as_many = (one for one in rules if one.action == "drop" and 0.8 * count <= one.grew <= 1.25 * count)
+    rule, sure = blocking(rules, facts) or (next(about_as_many, None), False)
+    if rule is None:
+        if e.unread:
+            return skip("firewall", f"{number} that could be why, and {listed(e.unread)} did not tell of any")
+        return ok("firewall", f"{number} that could be why")
     words = {**about(e), "rule": rule.name, "allow": rule.allowing(e.group.address, e.group.port)}
-    total = f"{packets(amount(lost))} on the wire of {lost[0].interface}, 0 delivered"
-    if rule.grew:
-        return finding("firewall", "fail", "firewall-rule", f"the rule's counter +{rule.grew}; {total}", **words)
-    # It does not count. Every packet here matches it, or may.
+    total = f"{packets(count)} on the wire of {lost[0].interface}, 0 delivered"
+    counted = f"the rule's counter +{rule.grew}; {total}"
+    if rule.grew and sure:
+        return finding("firewall", "fail", "firewall-rule", counted, **words)
+    # Where it does not count, every packet here matches it, or may.
     match = "every one of them matches" if sure else "they may match"
-    return finding("firewall", "fail", "firewall-candidate", f"{total}; the rule does not count; {match}", **words)
+    seen = counted if rule.grew else f"{total}; the rule does not count; {match}"
+    return finding("firewall", "fail", "firewall-candidate", seen, **words)
 
 
 def _lost_in_kernel(e: Evidence) -> int:
