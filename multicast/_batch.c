@@ -46,6 +46,7 @@
 #endif
 
 enum {
+    FORM = 1,            /* raised, here and in batch.py, whenever what one asks of the other changes */
     LIMIT = 64,          /* datagrams in one system call */
     LONGEST = 65535,     /* bytes of the longest datagram, and of the longest burst that the kernel joins */
     SEGMENTS = 64,       /* datagrams in one burst sent: older kernels take no more (UDP_MAX_SEGMENTS) */
@@ -1341,6 +1342,8 @@ static int add_types(PyObject *module)
         return -1;
     if (PyModule_AddType(module, state->address_type) < 0 || PyModule_AddType(module, state->reader_type) < 0
         || PyModule_AddType(module, state->writer_type) < 0)
+        return -1;
+    if (PyModule_AddIntConstant(module, "FORM", FORM) < 0)
         return -1;
     return self_check(state);
 }

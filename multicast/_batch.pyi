@@ -4,7 +4,9 @@ import socket as _socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self, final
 
-__all__ = ["Address", "Reader", "Writer", "receive", "send", "take", "use_encode"]
+__all__ = ["FORM", "Address", "Reader", "Writer", "receive", "send", "take", "use_encode"]
+
+FORM: int
 
 @final
 class Address(tuple[Any, ...]):

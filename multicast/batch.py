@@ -27,11 +27,14 @@ import struct
 import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from .errors import PacketSizeError, PacketTypeError
 
-__all__ = ["ENGINE", "LIMIT", "Address", "Reader", "Writer", "encode", "receive", "send", "take"]
+__all__ = ["ENGINE", "LIMIT", "Address", "Packet", "Reader", "Writer", "encode", "receive", "send", "take"]
+
+#: What can be sent: bytes-like, or text, which is sent as UTF-8.
+Packet: TypeAlias = "str | bytes | bytearray | memoryview"
 
 #: Which form is in use: ``"c"`` or ``"python"``.
 ENGINE = "python"
@@ -39,6 +42,8 @@ ENGINE = "python"
 #: The most datagrams handled in one call.
 LIMIT = 64
 
+# The C form and this file belong together. Raised whenever what one asks of the other changes.
+FORM = 1
 _LONGEST = 65535
 _ADDRESSES = 4096
 # A name is looked up again after so many seconds: an index is never given twice, but a name may change.
@@ -433,9 +438,12 @@ def drain_errors(opened: socket.socket) -> None:
 
 if not TYPE_CHECKING:
     try:
-        from ._batch import Address, Reader, Writer, receive, send, take, use_encode
+        from ._batch import FORM as _BUILT
     except ImportError:
         pass  # not built, or not for this Python
     else:
-        use_encode(encode)
-        ENGINE = "c"
+        if _BUILT == FORM:  # or else it was built from another version of this package
+            from ._batch import Address, Reader, Writer, receive, send, take, use_encode
+
+            use_encode(encode)
+            ENGINE = "c"

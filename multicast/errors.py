@@ -38,6 +38,7 @@ __all__ = [
     "PeerTimeout",
     "RegistrationError",
     "advise",
+    "check_amount",
     "check_number",
 ]
 
@@ -61,6 +62,18 @@ def check_number(name: str, value: object, least: int = 1, most: int | None = No
             raise ArgumentError(f"{name} must be a number{unit}, {least} or more, not {value!r}")
         raise ArgumentError(f"{name} must be a number{unit} from {least} to {most}, not {value!r}")
     return value
+
+
+def check_amount(name: str, value: object, of: str, *, zero: bool = True) -> float:
+    """Return the argument `name` when it is 0 or more, or with `zero` False more than 0; `of` is its unit.
+
+    Raises `ArgumentError`.
+    """
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and (value > 0 or (zero and value == 0)):
+        return value
+    if zero:
+        raise ArgumentError(f"{name} must be 0 or more {of}, not {value!r}")
+    raise ArgumentError(f"{name} must be more than 0 {of}, not {value!r}")
 
 
 class GroupError(ArgumentError):

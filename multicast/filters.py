@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable
 from types import FunctionType
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
-from .errors import ArgumentError, FilterError, check_number
+from .errors import ArgumentError, FilterError, check_amount, check_number
 
 __all__ = [
     "Filter",
@@ -123,8 +123,7 @@ class Limited:
         compiled = pattern(filter)
         if compiled is None:
             raise FilterError(f"only a regular expression can be limited, not {filter!r}")
-        if not seconds > 0:
-            raise ArgumentError(f"seconds must be more than 0, not {seconds!r}")
+        check_amount("seconds", seconds, "seconds", zero=False)
         if length is not None:
             check_number("length", length, of="bytes")
         self.seconds = seconds

@@ -38,7 +38,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 
-from .errors import ArgumentError, RegistrationError, advise
+from .errors import ArgumentError, RegistrationError, advise, check_amount
 
 __all__ = ["Dispatcher", "HasFileno", "Poller", "Timer"]
 
@@ -390,6 +390,8 @@ class Poller:
             raise RegistrationError(
                 f"{fd!r} has neither handle_read() nor handle_write(), so there is nothing to call; give it one of them"
             )
+        if not 0 <= flags < 1 << 32:
+            raise ArgumentError(f"flags must be events of epoll, such as select.EPOLLIN, not {flags!r}")
         if flags & _READABLE and not reads:
             raise RegistrationError(f"{fd!r} has no handle_read(), so it cannot be watched for reading")
         if flags & _WRITE and not writes:
@@ -407,8 +409,7 @@ class Poller:
 
         Accurate to some tens of microseconds while the poller waits in the kernel.
         """
-        if not delay >= 0:
-            raise ArgumentError(f"delay must be 0 or more seconds, not {delay!r}")
+        check_amount("delay", delay, "seconds")
         return self.call_at(self._clock() + delay, callback, *args)
 
     def call_at(self, when: float, callback: Callable[..., object], *args: Any) -> Timer:
@@ -682,8 +683,7 @@ class Poller:
 
         Ctrl-C leaves as `KeyboardInterrupt`; what is registered stays so.
         """
-        if not interval >= 0:
-            raise ArgumentError(f"interval must be 0 or more seconds, not {interval!r}")
+        check_amount("interval", interval, "seconds")
         self._stopped = False
         stops = self._stops
         wait: float | None = 0 if busy else (timeout or None)
@@ -926,6 +926,9 @@ class Dispatcher(metaclass=_RegisterWhenBuilt):
     _flags = 0
 
     def __init__(self, socket: _socket.socket, poller: Poller | None = None) -> None:
+        if poller is not None and not isinstance(poller, Poller):
+            socket.close()
+            raise ArgumentError(f"poller must be a Poller, not {poller!r}")
         self.poller = _defaultPoller if poller is None else poller
         self.socket = socket
         self._pid = os.getpid()

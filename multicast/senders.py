@@ -22,7 +22,8 @@ from itertools import chain, islice
 from typing import Any, NamedTuple
 
 from . import batch
-from .errors import ArgumentError, RegistrationError
+from .batch import Packet
+from .errors import check_amount
 from .interfaces import Interface, resolve
 from .poller import Dispatcher, Poller, Timer, report
 from .sockets import (
@@ -81,7 +82,7 @@ def as_packets(packets: object) -> Iterator[object]:
 
 
 def sendto(
-    packets: str | bytes | Iterable[str | bytes],
+    packets: Packet | Iterable[Packet],
     ip: str = DEFAULT_IP,
     port: int = DEFAULT_PORT,
     ttl: int = 1,
@@ -95,8 +96,8 @@ def sendto(
     """Send packets to the multicast group at `ip` on `port`; return how many were handed to the kernel.
 
     `packets` is one packet, bytes-like or text (sent as UTF-8), or an iterable of packets. They are sent now, before
-    the function returns; no other object's handler runs meanwhile. `ttl` says how far they go: 0 same host, 1 same
-    subnet, 32 same site, 64 same region, 128 same continent, 255 unrestricted.
+    the function returns; no other object's handler runs meanwhile. `ttl` says how far packets to a group go: 0 same
+    host, 1 same subnet, 32 same site, 64 same region, 128 same continent, 255 unrestricted.
 
     `interface` (name, index or address) is the wire they leave by, `source_ip` the address they come from, together
     with its interface, `source_port` the port they come from. With `loopback` False listeners on this host do not
@@ -235,6 +236,8 @@ class Multicaster(Dispatcher):
     _rest_timer: Timer | None = None
     # Whether the poller calls when the socket is writable.
     _watched = True
+    # Whether the iterable is at work.
+    _taking = False
 
     def __init__(
         self,
@@ -251,13 +254,12 @@ class Multicaster(Dispatcher):
         offload: bool = True,
         poller: Poller | None = None,
     ) -> None:
-        if rate is not None and not rate > 0:
-            raise ArgumentError(f"rate must be None or more than 0 bits per second, not {rate!r}")
-        if not interval >= 0:
-            raise ArgumentError(f"interval must be 0 or more seconds, not {interval!r}")
+        if rate is not None:
+            check_amount("rate", rate, "bits per second", zero=False)
+        check_amount("interval", interval, "seconds")
         #: Where the packets go.
         self.group = destination(ip, port)
-        #: Bits of payload per second, or None; may be changed at any time, and so may `interval`.
+        #: Bits of payload per second, or None; may be changed, as `interval` may, and holds after the next packet.
         self.rate = rate
         #: Seconds from one packet to the next.
         self.interval = interval
@@ -295,12 +297,17 @@ class Multicaster(Dispatcher):
     def handle_write(self) -> None:
         """Send what is due; called by the poller."""
         self._watched = True
-        if self.poller.time() < self._rest_until:
+        if self._taking:  # its iterable polls, and has the next packet when it has what it waits for
+            self._watch(False)
+        elif self.poller.time() < self._rest_until:
             # Nothing is due. It is an error waiting at the socket that brought us here, or another poller.
             batch.drain_errors(self._socket_writer.socket)
             self._rest_till(self._rest_until)
         else:
-            self._send_due()
+            try:
+                self._send_due()
+            finally:
+                self._watch_again()
 
     def _send_due(self) -> None:
         """Send what is due, and rest until something is."""
@@ -309,7 +316,11 @@ class Multicaster(Dispatcher):
             self._look_for_route()
         idle = False
         if not self._taken_packets and not self._iterable_ended:
-            idle = self._take_due()
+            self._taking = True
+            try:
+                idle = self._take_due()
+            finally:
+                self._taking = False
         if self._taken_packets and not self.closed and not self._send_taken():
             return
         if self._iterable_ended:
@@ -414,13 +425,20 @@ class Multicaster(Dispatcher):
         """Send nothing until then, on the poller's clock."""
         self._rest_until = until
         self._end_rest_timer()
-        if self._watched:
-            try:
-                self.poller.modify(self, select.EPOLLERR)
-            except RegistrationError:
-                return  # it is driven by hand, or was unregistered
-            self._watched = False
-        self._rest_timer = self.poller.call_at(until, self._end_of_rest)
+        if not self._watched or self._watch(False):
+            self._rest_timer = self.poller.call_at(until, self._end_of_rest)
+
+    def _watch(self, writable: bool) -> bool:
+        """Have the poller call when the socket is writable, or not; False when it is driven by hand."""
+        if self not in self.poller:
+            return False
+        self.poller.modify(self, select.EPOLLOUT if writable else select.EPOLLERR)
+        self._watched = writable
+        return True
+
+    def _watch_again(self) -> None:
+        if self._rest_timer is None and not self._watched:
+            self._watch(True)
 
     def _end_rest_timer(self) -> None:
         timer, self._rest_timer = self._rest_timer, None
@@ -435,8 +453,7 @@ class Multicaster(Dispatcher):
         except Exception as error:
             report(self, error)
         finally:
-            if self._rest_timer is None and self in self.poller:
-                self.poller.modify(self, select.EPOLLOUT)
+            self._watch_again()
 
     def _detached(self, poller: Poller) -> None:
         # Whoever registers it again has the socket watched, and a rest that is not over goes on then.

@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,8 +30,8 @@ from multicast.sockets import Group, open_receiver, open_sender, receiving, take
 pytestmark = pytest.mark.lo_alone
 
 
-def _in_python() -> Any:
-    """Load the module a second time, as if the C module were not built."""
+def _loaded_with(c_form: Any) -> Any:
+    """Load the module a second time, as if its C form were this one, or with None not built."""
     spec = importlib.util.find_spec("multicast.batch")
     assert spec is not None
     assert spec.origin is not None
@@ -38,22 +39,21 @@ def _in_python() -> Any:
     assert own is not None
     assert own.loader is not None
     module = importlib.util.module_from_spec(own)
-    name = "multicast._batch"
-    missing = object()
-    before: Any = sys.modules.get(name, missing)
-    sys.modules[name] = None  # type: ignore[assignment]  # which makes importing it fail
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "multicast._batch", c_form)
         own.loader.exec_module(module)
-    finally:
-        if before is missing:
-            del sys.modules[name]
-        else:
-            sys.modules[name] = before
     assert module.ENGINE == "python"
     return module
 
 
-IN_PYTHON = _in_python()
+def test_a_c_form_of_another_version_is_not_used() -> None:
+    other = types.ModuleType("multicast._batch")
+    _loaded_with(other)
+    other.FORM = multicast.batch.FORM + 1  # type: ignore[attr-defined]
+    _loaded_with(other)
+
+
+IN_PYTHON = _loaded_with(None)
 FORMS = [
     pytest.param(IN_PYTHON, id="python"),
     pytest.param(

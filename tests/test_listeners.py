@@ -487,6 +487,8 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"interface": "eth7"}, InterfaceError, "no interface 'eth7'"),
     ({"interface": ["lo", "eth7"]}, InterfaceError, "no interface 'eth7'"),
     ({"interface": []}, InterfaceError, "empty"),
+    ({"interface": 1.5}, InterfaceError, "a name, an index, an address or a list"),
+    ({"interface": b"lo"}, InterfaceError, "a name, an index, an address or a list"),
     ({"rcvbuf": 0}, ArgumentError, "rcvbuf"),
     ({"rcvbuf": -5}, ArgumentError, "rcvbuf"),
     ({"sources": ["239.1.1.1"]}, GroupError, "single IPv4 host"),
@@ -522,6 +524,40 @@ def test_bad_arguments_are_refused_before_a_socket_is_opened(
     assert descriptors() == before
     assert len(poller) == 0
     assert issubclass(error, MulticastError)
+
+
+def test_what_is_no_poller_is_refused(free_port: int) -> None:
+    before = descriptors()
+    with pytest.raises(ArgumentError, match="poller must be a Poller, not 5"):
+        Keeper(port=free_port, poller=5, **ON_LO)
+    assert descriptors() == before
+
+
+def test_a_listener_whose_descriptor_somebody_has_closed_can_be_asked_and_closed(
+    poller: Poller, free_port: int
+) -> None:
+    listener = Keeper(port=free_port, poller=poller, **ON_LO)
+    send("one", free_port)
+    poller.poll()
+    assert listener.socket is not None
+    listener.socket.close()
+    assert listener.statistics().packets == 1
+    listener.close()
+    listener.close()
+    assert listener.closed
+    assert len(poller) == 0
+
+
+def test_the_count_of_drops_goes_on_when_the_kernels_counter_wraps(
+    poller: Poller, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = iter([2**32 - 3, 2**32 - 1, 4])
+    monkeypatch.setattr("multicast.listeners.drops", lambda opened: next(counts))
+    listener = Keeper(port=free_port, poller=poller, **ON_LO)
+    before = listener.statistics().dropped
+    assert listener.statistics().dropped == before + 2
+    assert listener.statistics().dropped == before + 7
+    monkeypatch.undo()
 
 
 @pytest.mark.parametrize("which", ["limit", "capacity"])
@@ -895,7 +931,7 @@ def test_an_inbox_takes_the_arguments_of_a_listener(poller: Poller, free_port: i
     assert inbox.addr.truncated
     assert inbox.addr.ttl == 0
     with pytest.raises(TypeError):
-        listen(port=free_port, colour="red", poller=poller, **ON_LO)
+        listen(port=free_port, colour="red", poller=poller, **ON_LO)  # type: ignore[call-overload]
 
 
 # -- moving, sharing, closing --------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from multicast import (
     Poller,
     sendto,
 )
-from multicast.sockets import Group, open_receiver, receiving
+from multicast.sockets import DEFAULT_IP, Group, open_receiver, receiving
 
 # These tests keep to this host, so that they may run where there is no private network namespace.
 pytestmark = pytest.mark.lo_alone
@@ -227,13 +227,45 @@ def test_bad_arguments_are_refused_before_anything_is_opened_or_sent(
 
 @pytest.mark.parametrize(
     "arguments, words",
-    [({"rate": 0}, "rate"), ({"rate": -1}, "rate"), ({"rate": float("nan")}, "rate"), ({"interval": -1}, "interval")],
+    [
+        *(({"rate": value}, "rate must be more than 0 bits") for value in (0, -1, float("nan"), "10m", True)),
+        *(({"interval": value}, "interval must be 0 or more seconds") for value in (-1, "1", None)),
+    ],
     ids=str,
 )
 def test_a_bad_pace_is_refused(poller: Poller, arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(ArgumentError, match=words):
         Script([], poller=poller, **arguments)
     assert len(poller) == 0
+
+
+def test_ttl_0_is_refused_for_a_single_host_that_may_be_another() -> None:
+    with pytest.raises(ArgumentError, match=r"ttl=0 .* 10\.1\.2\.3 is a single host"):
+        sendto("x", "10.1.2.3", ttl=0)
+    assert sendto("x", "127.0.0.1", 9, ttl=0) == 1
+
+
+def test_an_iterable_may_poll_to_wait_for_an_answer(poller: Poller, free_port: int) -> None:
+    answers = multicast.listen(port=free_port, interface="lo", poller=poller)
+    turns = 0
+
+    class Asking(Multicaster):
+        def __iter__(self) -> Iterator[str]:
+            yield "first"
+            assert next(answers) == b"first"
+            poller.call_later(0.05, sendto, "answer", DEFAULT_IP, free_port, 0)
+            yield next(answers).decode() + ", heard"
+
+        def handle_write(self) -> None:
+            nonlocal turns
+            turns += 1
+            super().handle_write()
+
+    sender = Asking(port=free_port, ttl=0, poller=poller)
+    settle(poller, lambda: sender.closed)
+    assert next(answers) == b"answer, heard"
+    assert turns < 10, "it does not spin meanwhile"
+    answers.close()
 
 
 def test_a_destination_that_is_none_is_refused() -> None:

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from multicast import batch, sockets
 from multicast.batch import Address
-from multicast.errors import ArgumentError, NoReply
+from multicast.errors import ArgumentError, NoReply, check_amount
 from multicast.interfaces import interfaces
 from multicast.listeners import DatagramListener
 from multicast.poller import Poller, Timer
@@ -82,8 +82,8 @@ class Requester(DatagramListener):
     ) -> None:
         #: Where the requests go.
         self.group = destination(ip, port)
-        if timeout is not None and not timeout >= 0:
-            raise ArgumentError(f"timeout must be None or 0 or more seconds, not {timeout!r}")
+        if timeout is not None:
+            check_amount("timeout", timeout, "seconds")
         self.timeout = timeout
         self._exchange = Exchange(limit)
         self._request_packet = None if packet is None else batch.encode(packet, self.group.longest)

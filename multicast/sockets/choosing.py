@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, TypeAlias
 
 from multicast.errors import ArgumentError, GroupError, InterfaceError
@@ -43,8 +43,10 @@ def named(to: Endpoint, interface: WhichInterfaces) -> tuple[WhichInterface, ...
         wanted = to.interfaces
     elif isinstance(interface, (str, int, Interface)):
         wanted = (interface,)
+    elif isinstance(interface, (bytes, bytearray)) or not isinstance(interface, Iterable):
+        raise InterfaceError(f"interface must be a name, an index, an address or a list of these, not {interface!r}")
     else:
-        wanted = interface
+        wanted = tuple(interface)
         if not wanted:
             raise InterfaceError("the list of interfaces is empty; leave interface out to use all of them")
     return () if tuple(wanted) == ("all",) else tuple(wanted)
@@ -143,6 +145,11 @@ def sending(to: Endpoint, ttl: int, interface: WhichInterface | None, source_ip:
         if len(to.interfaces) > 1 or to.interfaces == ("all",):
             raise InterfaceError(f"packets leave by one interface, so name one, not {','.join(to.interfaces)}")
         interface = to.interfaces[0]
+    if ttl == 0 and not to.is_multicast and not to.ip.is_loopback:
+        raise ArgumentError(
+            f"ttl=0 keeps packets to groups on this host, and {to.address} is a single host; leave ttl out, which does"
+            " not count for single hosts, or send to 127.0.0.1 or ::1"
+        )
     source = ""
     if source_ip is not None:
         address = parse_address(source_ip, "source_ip")

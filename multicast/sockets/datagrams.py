@@ -103,15 +103,14 @@ def open_sender(
     logged once. Raises `ArgumentError`, `InterfaceError`, and `OSError` with advice; nothing stays open then.
     """
     check_ttl(ttl)
-    if source_port != 0:
-        check_port(source_port)
+    check_number("source_port", source_port, 0, 65535)
     way = sending(to, ttl, interface, source_ip)
     table = to.table
     opened = open_socket(table)
     try:
         if to.is_multicast:
             opened.setsockopt(table.level, table.ttl, ttl)
-            opened.setsockopt(table.level, table.loop, loopback)
+            opened.setsockopt(table.level, table.loop, bool(loopback))
             if way.index:
                 _set_interface(opened, table, way)
             # Without it a full transmit queue and a firewall drop in silence.

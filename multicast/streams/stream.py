@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from multicast import batch, sockets
 from multicast.batch import Address
-from multicast.errors import ArgumentError, FrameError, PeerTimeout, advise, check_number
+from multicast.errors import FrameError, PeerTimeout, advise, check_amount, check_number
 from multicast.poller import Dispatcher, Poller, Timer
 
 from .framers import Framer, Raw
@@ -67,8 +67,8 @@ class Stream(Dispatcher):
     ) -> None:
         self.high_water = check_number("high_water", high_water)
         self.limit = max(check_number("limit", limit), high_water)
-        self.stall = _seconds("stall", stall)
-        self.idle = _seconds("idle", idle)
+        self.stall = None if stall is None else check_amount("stall", stall, "seconds", zero=False)
+        self.idle = None if idle is None else check_amount("idle", idle, "seconds", zero=False)
         self.framer: Framer = type(self).framing() if framer is None else framer
         sockets.prepare_stream(socket)
         super().__init__(socket, poller)
@@ -452,9 +452,3 @@ def describe(peer: Address | None) -> str:
     if not peer:
         return "the peer"
     return f"[{peer.host}]:{peer.port}" if ":" in peer.host else f"{peer.host}:{peer.port}"
-
-
-def _seconds(name: str, value: float | None) -> float | None:
-    if value is not None and not value > 0:
-        raise ArgumentError(f"{name} must be None or more than 0 seconds, not {value!r}")
-    return value

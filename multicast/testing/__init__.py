@@ -33,7 +33,7 @@ from contextlib import contextmanager
 from typing import Any, Self
 
 from multicast import batch, interfaces, poller
-from multicast.errors import ArgumentError
+from multicast.errors import ArgumentError, check_amount
 from multicast.poller import Dispatcher, Poller
 from multicast.sockets import choosing, datagrams
 
@@ -96,8 +96,7 @@ class Network:
             if not 0 <= value <= 1:
                 raise ArgumentError(f"{name} is a share from 0 to 1, not {value!r}")
         for name, value in (("delay", delay), ("jitter", jitter), ("hold", hold)):
-            if not value >= 0:
-                raise ArgumentError(f"{name} must be 0 or more seconds, not {value!r}")
+            check_amount(name, value, "seconds")
         if isinstance(interfaces, str) or not interfaces or "lo" in interfaces:
             raise ArgumentError(f"interfaces are one or more names beside lo, as a list; not {interfaces!r}")
         self.loss = loss
