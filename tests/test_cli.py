@@ -601,6 +601,33 @@ def test_quiet_says_nothing() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.parametrize(
+    "args, said",
+    [
+        (
+            ["send", f"udp://{GROUP}?ttl=3&localport=6000&bitrate=5", "x"],
+            [
+                "ttl=3 in the URL is not used; give -t 3",
+                "localport=6000 in the URL is not used; give --source-port 6000",
+                "bitrate=5 in the URL is not used; give -b 5",
+            ],
+        ),
+        (["send", "-t", "3", f"udp://{GROUP}?ttl=3", "x"], []),
+        (["respond", f"udp://{GROUP}?ttl=3", "-w", "0"], ["ttl=3 in the URL is not used; give -t 3"]),
+        (["chat", f"udp://{GROUP}?ttl=3", "-w", "0"], ["ttl=3 in the URL is not used; give -t 3"]),
+        (["listen", f"udp://@{GROUP}?ttl=3&pkt_size=1316&fifo_size=9&overrun_nonfatal=1&reuse=1", "-w", "0"], []),
+        (
+            ["listen", f"udp://@{GROUP}?typo=%1b&ring", "-w", "0"],
+            ["typo=\\x1b in the URL is not used", "ring in the URL is not used"],
+        ),
+        (["-q", "send", f"udp://{GROUP}?ttl=3", "x"], []),
+    ],
+)
+def test_what_a_pasted_url_asks_for_in_vain_is_said(args: list[str], said: list[str]) -> None:
+    done = multicast(*args)
+    assert [line for line in done.stderr.splitlines() if "URL" in line] == [f"multicast: {text}" for text in said]
+
+
 def test_the_source_of_a_source_specific_group_is_the_address_sent_from() -> None:
     packets, said = received(1, "127.0.0.9@239.1.2.3:5000", "x")
     assert packets[0]["source"] == "127.0.0.9"

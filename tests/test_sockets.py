@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from multicast import ArgumentError, Group, GroupError, InterfaceError, Scope, sockets
 from multicast.interfaces import resolve
 from multicast.sockets import Endpoint, open_receiver, open_sender, receiving
+from multicast.sockets.groups import unused_options
 
 # These tests keep to this host, so that they may run where there is no private network namespace.
 pytestmark = pytest.mark.lo_alone
@@ -57,6 +58,7 @@ pytestmark = pytest.mark.lo_alone
         ("udp://10.0.0.5@232.1.1.1:5000", "232.1.1.1", 5000, (), ("10.0.0.5",)),
         ("udp://@[ff05::1]:5000", "ff05::1", 5000, (), ()),
         ("udp://239.1.1.1:5000?localaddr=10.0.0.5&pkt_size=1316", "239.1.1.1", 5000, ("10.0.0.5",), ()),
+        ("udp://239.1.1.1:5000?ttl=3&reuse&localaddr=&sources=&block=", "239.1.1.1", 5000, (), ()),
         ("udp://232.1.1.1:5000?sources=10.0.0.5,10.0.0.6", "232.1.1.1", 5000, (), ("10.0.0.5", "10.0.0.6")),
         ("ssdp", "239.255.255.250", 1900, (), ()),
         ("mdns", "224.0.0.251", 5353, (), ()),
@@ -124,6 +126,17 @@ def test_a_group_is_understood_as_people_write_it(
 def test_what_is_not_a_group_is_refused(text: str) -> None:
     with pytest.raises(GroupError):
         Group.parse(text)
+
+
+def test_senders_that_a_url_leaves_out_are_not_heard_in_silence() -> None:
+    with pytest.raises(GroupError, match=r"block=10\.1\.0\.2,10\.1\.0\.3 .* exclude=\['10\.1\.0\.2', '10\.1\.0\.3'\]"):
+        Group.parse("udp://@232.1.1.1:5000?block=10.1.0.2,10.1.0.3")
+
+
+def test_options_of_a_url_that_may_be_missed_are_known() -> None:
+    text = "udp://@239.1.1.1:5000?ttl=3&fifo_size=5&reuse&localaddr=10.0.0.5&sources=10.0.0.6&x&ttl=4"
+    assert unused_options(text) == [("ttl", "3"), ("ttl", "4"), ("x", "")]
+    assert unused_options("239.1.1.1:5000") == []
 
 
 @pytest.mark.parametrize("port", [0, -1, 65536, 99999])

@@ -44,7 +44,7 @@ from multicast.poller import Poller, Timer
 from multicast.sockets import DEFAULT_PORT, Group
 from multicast.streams import Acceptor, Prefixed, Stream, connect
 
-from .commands import command, deadline_option, interfaces_option, ttl_option
+from .commands import command, deadline_option, interfaces_option, parse_group, ttl_option
 from .failures import Exit
 from .keyboard import Editor, Keyboard, typing
 from .output import Output, plural, printable, where
@@ -551,7 +551,7 @@ def chat(
             raise click.UsageError("-i is for groups; a TCP connection goes where the routes lead")
         return _visit(out, name, *_place(where[6:]), deadline)
     try:
-        group = Group.parse(where) if where else Group()
+        group = parse_group(where) if where else Group()
     except GroupError as error:
         raise click.BadParameter(f"{error}; a server is written tcp://HOST:PORT") from None
     return _multicast(out, name, group, ttl, interfaces, deadline)

@@ -18,9 +18,11 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from multicast import batch, errors
 from multicast.sockets import Group
+from multicast.sockets.groups import unused_options
 
 from . import COMMANDS
 from .failures import Exit, Log, explain
@@ -38,6 +40,7 @@ __all__ = [
     "destination",
     "interface_option",
     "interfaces_option",
+    "parse_group",
     "program",
     "run",
     "ttl_option",
@@ -324,7 +327,7 @@ class _GroupType(_Type):
     name = "group"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Group:
-        return value if isinstance(value, Group) else Group.parse(value)
+        return value if isinstance(value, Group) else parse_group(value)
 
 
 class _SecondsType(_Type):
@@ -413,6 +416,31 @@ def ttl_option(function: _F) -> _F:
 
 # -- arguments -----------------------------------------------------------------------------------------------------
 
+# Options of pasted URLs that are options of commands here: which parameter, and how it is written.
+_OPTIONS_OF_URLS = {"ttl": ("ttl", "-t"), "bitrate": ("rate", "-b"), "localport": ("source_port", "--source-port")}
+# Who receives does not miss them.
+_FOR_SENDERS = frozenset({"ttl", "bitrate"})
+
+
+def parse_group(text: str) -> Group:
+    """Return the group that `text` names; say which options of a pasted URL have no effect. Raises `GroupError`."""
+    group = Group.parse(text)
+    context = click.get_current_context(silent=True)
+    out = None if context is None else context.find_object(Output)
+    if context is None or out is None:
+        return group
+    takes = {parameter.name for parameter in context.command.params}
+    for key, value in unused_options(text):
+        parameter, option = _OPTIONS_OF_URLS.get(key, ("", ""))
+        said = f"{key}{'=' if value else ''}{value} in the URL is not used"
+        if parameter in takes:
+            if context.get_parameter_source(parameter) is not ParameterSource.COMMANDLINE:
+                out.warn(printable(f"{said}; give {option} {value}"))
+        elif key not in _FOR_SENDERS:
+            out.warn(printable(said))
+    return group
+
+
 # What can only have been meant to say where to send, though it is no group: a typing mistake in an address.
 _ADDRESS = re.compile(r"(udp|rtp)://.*|@.*|\[.*|[0-9]+(\.[0-9]+)+(:.*)?", re.IGNORECASE | re.DOTALL)
 
@@ -422,7 +450,7 @@ def destination(words: Sequence[str], other_input: bool) -> tuple[Group, Sequenc
     if not words:
         return Group(), ()
     try:
-        return Group.parse(words[0]), words[1:]
+        return parse_group(words[0]), words[1:]
     except errors.GroupError:
         # One word alone may be a text for the default group, unless it was clearly meant to say where to send.
         if len(words) > 1 or other_input or _ADDRESS.fullmatch(words[0]):

@@ -273,7 +273,11 @@ class Group(Endpoint):
         ``[SOURCE[,SOURCE]@]ADDRESS[:PORT][%INTERFACE[,INTERFACE]]`` with IPv6 in brackets when a port follows;
         a well-known name (``mdns``, ``sacn/7``; see `NAMES`) in place of address and port; ``:PORT`` alone for the
         default group, nothing at all for the default group and port; and addresses as VLC and ffmpeg write them,
-        ``udp://@239.1.1.1:5000?localaddr=10.0.0.5``, of which the part that names interface and sources counts.
+        ``udp://@239.1.1.1:5000?localaddr=10.0.0.5``. Of the options of such a URL those that name the interface
+        (iface, interface, localaddr) and the senders to hear (source, sources) count. One that names senders to leave
+        out (block) is refused, for they would be heard; a listener takes them as ``exclude``. All others, such as ttl,
+        are no part of a group, and are passed over without a word.
+
         Raises `GroupError`, and `ArgumentError` for a port out of range.
 
         >>> Group.parse("10.0.0.5@232.1.1.1:5000%eth0")
@@ -281,13 +285,13 @@ class Group(Endpoint):
         >>> str(Group.parse("mdns"))
         '224.0.0.251:5353'
         """
-        rest = text.strip()
-        rest, _, query = _URL.sub("", rest).partition("?")
-        options: dict[str, list[str]] = {}
-        if query:
-            from urllib.parse import parse_qs  # not small, and seldom needed
-
-            options = parse_qs(query)
+        rest, options = _split(text)
+        if any(options.get("block", ())):
+            blocked = ",".join(options["block"])
+            raise GroupError(
+                f"block={blocked} in {text!r} cannot be kept, as a group says whom to hear and not whom to leave out:"
+                f" write the senders to hear, SOURCE@ADDRESS:PORT, or in Python give exclude={blocked.split(',')}"
+            )
         before, at, rest = rest.rpartition("@")
         sources = [source for source in before.split(",") if source] if at else []
         match = _GROUP.fullmatch(rest)
@@ -305,16 +309,46 @@ class Group(Endpoint):
         if inner and zone and inner != zone:
             raise GroupError(f"{text!r} names two interfaces, {inner} and {zone}; write one of them")
         zones = [name for name in (inner or zone or "").split(",") if name]
-        for key in ("iface", "interface", "localaddr"):
-            zones += options.get(key, [])
+        for key in _INTERFACE_OPTIONS:
+            zones += filter(None, options.get(key, []))
         for name in zones:
             if not name.isprintable() or _NO_NAME.search(name):
                 raise GroupError(f"{name!r} in {text!r} does not name an interface")
-        for key in ("source", "sources"):
-            sources += [source for value in options.get(key, []) for source in value.split(",")]
+        for key in _SOURCE_OPTIONS:
+            sources += [source for value in filter(None, options.get(key, [])) for source in value.split(",")]
         return cls(host or DEFAULT_IP, port, tuple(zones), tuple(sources))
 
 
+def unused_options(text: str) -> list[tuple[str, str]]:
+    """Return the options of a pasted URL that `Group.parse` passes over and that its writer may miss, with values.
+
+    Sizes of buffers, and ports that are shared, are not among them: they do not change what is sent and heard.
+
+    >>> unused_options("udp://239.1.1.1:5000?ttl=3&pkt_size=1316&fifo_size=50000")
+    [('ttl', '3')]
+    """
+    _, options = _split(text)
+    used = {*_INTERFACE_OPTIONS, *_SOURCE_OPTIONS, *_HARMLESS_OPTIONS}
+    return [(key, value) for key, values in options.items() if key not in used for value in values]
+
+
+def _split(text: str) -> tuple[str, dict[str, list[str]]]:
+    """Return the text of a group without what makes it a URL, and the options of the URL."""
+    rest, _, query = _URL.sub("", text.strip()).partition("?")
+    if not query:
+        return rest, {}
+    from urllib.parse import parse_qs  # not small, and seldom needed
+
+    return rest, parse_qs(query, keep_blank_values=True)
+
+
+_INTERFACE_OPTIONS = ("iface", "interface", "localaddr")
+_SOURCE_OPTIONS = ("source", "sources")
+# The options of udp and rtp in ffmpeg's list of protocols that change neither what is sent nor what is heard.
+_HARMLESS_OPTIONS = frozenset(
+    {"broadcast", "buffer_size", "burst_bits", "connect", "fifo_size", "overrun_nonfatal", "pkt_size", "reuse"}
+    | {"reuse_socket", "rtcpport", "localrtcpport"}
+)
 # What the kernel allows in no name, and what has a meaning in the text of a group.
 _NO_NAME = re.compile(r"[\s/,%@?]")
 _URL = re.compile(r"^(?:udp|rtp)://", re.IGNORECASE)
