@@ -17,6 +17,7 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -644,6 +645,42 @@ def test_sending_with_a_pace_goes_on_until_it_is_interrupted() -> None:
         assert sending.end()[0] == 0
     assert code == 0
     assert {packet.get("source_port") for packet in events(data)} == {5999, None}
+
+
+@pytest.mark.parametrize("choice", [["-i", "va"], []], ids=["by an interface", "by the routes"])
+def test_sending_waits_for_a_network_that_goes_away_and_keeps_its_count(
+    hosts: tuple[netns.Host, netns.Host], choice: list[str]
+) -> None:
+    a, b = hosts
+    with (
+        Running("listen", f"{GROUP}%vb", "--json", host=b).joined() as listening,
+        Running("send", *choice, GROUP, "x", "--rate", "100pps", host=a) as sending,
+    ):
+        listening.line()
+        for number in (1, 2):
+            a.ip("link set va down")
+            sending.until_said("multicast: ")
+            back = time.time_ns()
+            a.ip("link set va up", "route replace 224.0.0.0/4 dev va")
+            while json.loads(listening.line())["time_ns"] < back:
+                pass
+            assert len(sending.said) == number, "an outage is told once"
+        sending.interrupt()
+        code, _, said = sending.end()
+    assert code == 0
+    outage = r"multicast: .*\. Waiting until the network is back; ([1-9][0-9]*) packets? sent so far\."
+    told = rf"^(?:{outage}|sent ([0-9]+) .*)$"
+    counts = [int(first or last) for first, last in re.findall(told, said, re.MULTILINE)]
+    assert len(counts) == len(said.splitlines()) == 3
+    assert counts == sorted(set(counts)), "it goes on counting"
+
+
+def test_what_cannot_be_sent_from_the_beginning_is_refused(hosts: tuple[netns.Host, netns.Host]) -> None:
+    a, _ = hosts
+    a.ip("link set va down")
+    done = multicast("send", "-i", "va", GROUP, "x", "--rate", "100pps", host=a)
+    assert done.returncode == 3
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

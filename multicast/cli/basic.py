@@ -33,7 +33,7 @@ from .commands import (
     interfaces_option,
     ttl_option,
 )
-from .failures import BadData, Exit, wording
+from .failures import BadData, Exit, in_words, wording
 from .output import Output, payload, plural, printable, quoted, shown, where
 
 # -- send ----------------------------------------------------------------------------------------------------------
@@ -47,12 +47,24 @@ class _Sender(Multicaster):
     # The input waits where it is read, so there is nothing to be gained by asking later.
     _NOTHING = 0.0
 
-    def __init__(self, packets: Iterator[bytes | None], **options: Any) -> None:
+    def __init__(self, out: Output, packets: Iterator[bytes | None], **options: Any) -> None:
         super().__init__(**options)
+        self._out = out
         self._given = packets
+        self._told_after = 0  # how many packets were sent when it was told that the network is gone
 
     def __iter__(self) -> Iterator[bytes | None]:
         return self._given
+
+    def handle_error(self, error: Exception) -> None:
+        """Say once in each outage that the network is gone, if it was there before; all else ends the command."""
+        sent = self.statistics().packets
+        if error is not self._network_gone or not sent:
+            raise error
+        if self._told_after != sent:
+            self._told_after = sent
+            text = in_words(error, self._out)
+            self._out.fail(f"{text} Waiting until the network is back; {plural(sent, 'packet')} sent so far.")
 
 
 class _Input:
@@ -213,6 +225,7 @@ def send(
     try:
         with Poller() as poller:
             sender = _Sender(
+                out,
                 packets,
                 ip=group.address,
                 port=group.port,
