@@ -377,7 +377,7 @@ def test_everything_is_as_before_afterwards() -> None:
     assert [getattr(*name) for name in names] == before
     assert receiver.closed
     assert own.time() == pytest.approx(time.monotonic(), abs=60)
-    assert own._next_deadline() == pytest.approx(time.monotonic() + 1000, abs=60)
+    assert own._timers.next_deadline() == pytest.approx(time.monotonic() + 1000, abs=60)
     own.close()
     listener = listen(interface="lo")
     assert isinstance(listener.socket, socket.socket)

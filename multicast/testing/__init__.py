@@ -32,9 +32,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
-from multicast import batch, interfaces, poller
+from multicast import batch, interfaces
 from multicast.errors import ArgumentError, check_amount
-from multicast.poller import Dispatcher, Poller
+from multicast.poller import Dispatcher, Poller, polling
+from multicast.poller.timers import Schedule
 from multicast.sockets import choosing, datagrams
 
 from .memory import Datagram, Reader, Socket, Traffic, Wires, Writer
@@ -128,7 +129,7 @@ class Network:
         until = self._now + seconds
         self._settle()
         while True:
-            moments = [poller._next_deadline() for poller in self._driven()]
+            moments = [poller._timers.next_deadline() for poller in self._driven()]
             moments += [self._flying[0][0] if self._flying else None]
             moment = min((moment for moment in moments if moment is not None), default=until)
             if moment > until or (moment == until and self._now == until):
@@ -169,7 +170,7 @@ class Network:
     def _busy(self, driven: Poller) -> bool:
         if driven._calls or driven._revisit or driven._late:
             return True
-        deadline = driven._next_deadline()
+        deadline = driven._timers.next_deadline()
         if deadline is not None and deadline <= self._now:
             return True
         epoll = driven._epoll
@@ -180,7 +181,7 @@ class Network:
         ready = original(waiting, 0, *rest)
         if ready or ready is None or timeout == 0 or self._busy(waiting):
             return ready
-        moments = [self._flying[0][0] if self._flying else None, waiting._next_deadline()]
+        moments = [self._flying[0][0] if self._flying else None, waiting._timers.next_deadline()]
         moments += [None if timeout is None else self._now + timeout]
         moment = min((moment for moment in moments if moment is not None), default=None)
         if moment is None:
@@ -291,13 +292,13 @@ class Network:
             self._pollers.append(weakref.ref(new))
 
         self._replace(Poller, "__init__", make_poller)
-        for present in list(poller._pollers):
+        for present in list(polling._pollers):
             self._adopt(present)
 
     def _adopt(self, present: Poller) -> None:
         """Give a poller that was there before the clock of the network, and no timers, until the end."""
         clock, timers = present._clock, present._timers
-        present._clock, present._timers = self.time, []
+        present._clock, present._timers = self.time, Schedule()
 
         def give_back() -> None:
             present._clock, present._timers = clock, timers

@@ -1,164 +1,30 @@
-"""One epoll set, the objects it drives, and their timers.
-
-Facts about epoll(7) that decide the shape of this file:
-
-* epoll reports descriptor *numbers*. A number may have been closed and given to somebody else between the
-  report and its handling, within one batch even. So a batch is resolved to registrations before any handler
-  runs, and each handler runs only if the table still holds that very registration.
-* Errors and hang-ups are reported unasked, in any mixture with the rest. They count as "readable and writable":
-  the handler meets the error in its own system call, where it has a name and a place.
-* A closed descriptor leaves the set by itself, unless a copy of it (dup, fork) lives on: then it goes on
-  reporting for ever and cannot be removed by any call. The only cure is a new set, so we build one. What
-  the outside knows as our descriptor is therefore a set of its own, whose one member is the set in use.
-* The timeout of epoll_wait counts milliseconds, rounded up. Timers that must be finer wait on a timerfd in the
-  same set. That also makes the descriptor of the set readable when a timer is due, which is all that another
-  event loop needs to drive a poller from outside.
-* A child made by fork shares the set: what it removes there is gone for the parent. So the child drops its
-  copies at once, and starts with an empty poller.
-
-Interest is level-triggered, and nobody reads more than a batch per turn, so a flood on one descriptor leaves time
-for the others. What that costs is one epoll_wait per batch.
-"""
+"""`Poller`: one epoll set, the objects it drives, and the loop."""
 
 from __future__ import annotations
 
 import errno
-import heapq
-import itertools
 import os
 import select
-import socket as _socket
-import struct
-import sys
 import time
 import weakref
 from _thread import allocate_lock, get_ident
-from abc import ABCMeta
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, Self, TypeVar, runtime_checkable
+from typing import Any, Self, TypeVar
 
-from .errors import ArgumentError, RegistrationError, advise, check_amount
+from multicast.errors import ArgumentError, RegistrationError, advise, check_amount
 
-__all__ = ["Dispatcher", "HasFileno", "Poller", "Timer"]
+from .registration import READ, READABLE, WRITE, HasFileno, Member, Registration, interest_of, number_of, report
+from .timers import Alarm, Schedule, Timer
 
-_READ = select.EPOLLIN | select.EPOLLPRI
-_WRITE = select.EPOLLOUT
 _USUAL = select.EPOLLIN  # the event that most often comes alone
 _FAULT = select.EPOLLERR | select.EPOLLHUP
-_READABLE = _READ | select.EPOLLRDHUP
-_PURGE = 64
 # Longer waits are cut to this many seconds, for the sake of the system calls; nobody notices the turn in between.
 _FAR = 1_000_000
-_NANOSECOND = 1e-9
-_ITIMERSPEC = struct.Struct("@4l")
 # Every so many polls, look whether what is ready is still open.
 _AUDIT = 256
 
-
-@runtime_checkable
-class HasFileno(Protocol):
-    """What a poller asks of an object, besides `handle_read` or `handle_write`."""
-
-    def fileno(self) -> int:
-        """Return the descriptor to watch."""
-
-
 _Helper = TypeVar("_Helper")
-
-
-def report(to: object, error: Exception) -> None:
-    """Give what a handler or a timer of an object raised to its `handle_error`, or raise it where it has none."""
-    handler = getattr(to, "handle_error", None)
-    if handler is None:
-        raise error
-    handler(error)
-
-
-class Timer:
-    """A call that waits for its time; made by `Poller.call_later`."""
-
-    __slots__ = ("_args", "_callback", "when")
-
-    def __init__(self, when: float, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
-        #: When the call is due, in seconds of the poller's clock.
-        self.when = when
-        self._callback: Callable[..., object] | None = callback
-        self._args = args
-
-    @property
-    def active(self) -> bool:
-        """Whether the call is still to come."""
-        return self._callback is not None
-
-    def cancel(self) -> None:
-        """Drop the call. Harmless when it was made or dropped before."""
-        self._callback = None
-        self._args = ()
-
-    def _run(self) -> None:
-        callback, args = self._callback, self._args
-        if callback is not None:
-            self._callback, self._args = None, ()
-            callback(*args)
-
-
-class _Registration:
-    """One row of the table: this object, under this descriptor, with this interest."""
-
-    __slots__ = ("fd", "flags", "reads", "target", "writes")
-
-    def __init__(self, fd: int, target: Any, flags: int) -> None:
-        self.fd = fd
-        self.target = target
-        self.flags = flags
-        self.reads = hasattr(target, "handle_read")
-        self.writes = hasattr(target, "handle_write")
-
-
-class _Alarm:
-    """A timerfd(2) on the monotonic clock: a descriptor that becomes readable at a given time.
-
-    It is watched for the moment it becomes so (EPOLLET), and need not be read: setting it anew starts afresh.
-    """
-
-    EVENTS = select.EPOLLIN | select.EPOLLET
-    # timerfd_create(2): TFD_NONBLOCK and TFD_CLOEXEC are O_NONBLOCK and O_CLOEXEC.
-    _FLAGS = os.O_NONBLOCK | os.O_CLOEXEC
-    #: When it rings, on the clock of its poller; None when it is not set.
-    deadline: float | None = None
-
-    if sys.version_info >= (3, 13):
-
-        def __init__(self) -> None:
-            self.fd = os.timerfd_create(time.CLOCK_MONOTONIC, flags=self._FLAGS)
-
-        def set(self, delay: float) -> None:
-            """Become readable in `delay` seconds; 0 or less means as soon as can be."""
-            os.timerfd_settime(self.fd, initial=_NANOSECOND if delay < _NANOSECOND else delay)
-
-    else:
-
-        def __init__(self) -> None:
-            # Until 3.13 the standard library has no timerfd; loaded only when a first timer is set.
-            import ctypes
-
-            libc = ctypes.CDLL(None, use_errno=True)
-            self.fd = libc.timerfd_create(time.CLOCK_MONOTONIC, self._FLAGS)
-            if self.fd < 0:
-                number = ctypes.get_errno()
-                raise OSError(number, os.strerror(number))
-            self._settime = libc.timerfd_settime
-
-        def set(self, delay: float) -> None:
-            """Become readable in `delay` seconds; 0 or less means as soon as can be."""
-            nanoseconds = 1 if delay < _NANOSECOND else int(delay * 1e9)
-            # struct itimerspec: interval, then value, each a timespec of two longs.
-            self._settime(self.fd, 0, _ITIMERSPEC.pack(0, 0, *divmod(nanoseconds, 1_000_000_000)), None)
-
-    def close(self) -> None:
-        os.close(self.fd)
-
 
 # Which poller holds which object, by the object's identity: objects need neither be hashable nor allow weak
 # references. A registration keeps its object alive, so an identity cannot be reused while it stands here.
@@ -182,15 +48,13 @@ class Poller:
         self._epoll: select.epoll | None = None
         self._face: select.epoll | None = None  # what fileno() gives; its one member is the set
         self._wakefd = -1
-        self._alarm: _Alarm | None = None
+        self._alarm: Alarm | None = None
         self._helpers: dict[int, HasFileno] = {}
-        self._table: dict[int, _Registration] = {}
-        self._revisit: dict[_Registration, None] = {}
+        self._table: dict[int, Registration] = {}
+        self._revisit: dict[Registration, None] = {}
         self._calls: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
-        self._timers: list[tuple[float, int, Timer]] = []
-        self._purge = _PURGE
-        self._order = itertools.count()
-        self._late: dict[_Registration, None] = {}  # whom an error kept from their turn, in order
+        self._timers = Schedule()
+        self._late: dict[Registration, None] = {}  # whom an error kept from their turn, in order
         self._stale = False  # the set is to be made anew
         self._odd: set[int] = set()  # numbers that were closed before they were removed from the set
         self._turn = 0
@@ -232,8 +96,8 @@ class Poller:
         with another moves it there, registering it again sets its flags. Raises `RegistrationError` for an object
         that cannot be driven and `OSError` for a descriptor that cannot be watched; nothing is changed then.
         """
-        number = self._number(fd)
-        interest = self._interest(fd, flags)
+        number = number_of(fd)
+        interest = interest_of(fd, flags)
         epoll = self._epoll or self._open()
         present = self._table.get(number)
         try:
@@ -260,12 +124,12 @@ class Poller:
             self._odd.add(number)
         if number in self._odd:  # a copy of what had the number before may live on
             self._stale = True
-        registration = _Registration(number, fd, interest)
+        registration = Registration(number, fd, interest)
         self._table[number] = registration
         _owners[id(fd)] = weakref.ref(self)
         self._stopped = False
         try:
-            if isinstance(fd, Dispatcher):
+            if isinstance(fd, Member):
                 fd.poller = self
                 fd._attached()
                 if getattr(fd, "pending", False):
@@ -276,7 +140,7 @@ class Poller:
             self.unregister(fd)
             raise
 
-    def _watch(self, registration: _Registration) -> None:
+    def _watch(self, registration: Registration) -> None:
         """Have the set report what a row of the table asks for."""
         epoll = self._epoll or self._open()
         try:
@@ -291,7 +155,7 @@ class Poller:
 
         For objects that serve registered ones: `polling` and `len` do not see them, so they keep no loop running.
         """
-        number = self._number(fd)
+        number = number_of(fd)
         epoll = self._epoll or self._open()
         self._helpers[number] = fd  # first, for another thread may be polling
         epoll.register(number, select.EPOLLIN)
@@ -317,7 +181,7 @@ class Poller:
             raise RegistrationError(f"{fd!r} is not registered with this poller; register it first")
         if flags and flags == registration.flags:
             return
-        interest = self._interest(fd, flags)
+        interest = interest_of(fd, flags)
         if interest != registration.flags and self._epoll is not None:
             try:
                 self._epoll.modify(registration.fd, interest)
@@ -349,7 +213,7 @@ class Poller:
             if self._face is not None:
                 self._wake()
 
-    def _find(self, fd: HasFileno | int) -> _Registration | None:
+    def _find(self, fd: HasFileno | int) -> Registration | None:
         if isinstance(fd, int):
             return self._table.get(fd)
         owner = _owners.get(id(fd))
@@ -364,39 +228,14 @@ class Poller:
         # Its descriptor is closed or changed: only the object itself tells which row is its own.
         return next((row for row in self._table.values() if row.target is fd), None)
 
-    def _forget(self, registration: _Registration) -> None:
+    def _forget(self, registration: Registration) -> None:
         if self._table.get(registration.fd) is registration:
             del self._table[registration.fd]
         self._revisit.pop(registration, None)
         self._late.pop(registration, None)
         _owners.pop(id(registration.target), None)
-        if isinstance(registration.target, Dispatcher):
+        if isinstance(registration.target, Member):
             registration.target._detached(self)
-
-    @staticmethod
-    def _number(fd: Any) -> int:
-        if not hasattr(fd, "fileno"):
-            hint = "; wrap the number in an object with fileno() and handle_read()" if isinstance(fd, int) else ""
-            raise RegistrationError(f"{fd!r} has no fileno() method, so it cannot be registered{hint}")
-        number = fd.fileno()
-        if not isinstance(number, int) or number < 0:
-            raise RegistrationError(f"{fd!r} is closed: its fileno() is {number!r}, so there is nothing to watch")
-        return number
-
-    @staticmethod
-    def _interest(fd: Any, flags: int) -> int:
-        reads, writes = hasattr(fd, "handle_read"), hasattr(fd, "handle_write")
-        if not (reads or writes):
-            raise RegistrationError(
-                f"{fd!r} has neither handle_read() nor handle_write(), so there is nothing to call; give it one of them"
-            )
-        if not 0 <= flags < 1 << 32:
-            raise ArgumentError(f"flags must be events of epoll, such as select.EPOLLIN, not {flags!r}")
-        if flags & _READABLE and not reads:
-            raise RegistrationError(f"{fd!r} has no handle_read(), so it cannot be watched for reading")
-        if flags & _WRITE and not writes:
-            raise RegistrationError(f"{fd!r} has no handle_write(), so it cannot be watched for writing")
-        return flags or (_READ if reads else 0) | (_WRITE if writes else 0)
 
     # -- timers and calls ------------------------------------------------------------------------------------------
 
@@ -417,11 +256,7 @@ class Poller:
         if when != when:
             raise ArgumentError(f"when must be a time in seconds, not {when!r}")
         timer = Timer(when, callback, args)
-        if len(self._timers) >= self._purge:  # cancelled timers stay in the heap; no more of them than live ones
-            self._timers = [entry for entry in self._timers if entry[2].active]
-            heapq.heapify(self._timers)
-            self._purge = max(_PURGE, 2 * len(self._timers))
-        heapq.heappush(self._timers, (when, next(self._order), timer))
+        self._timers.add(timer)
         if self._face is not None or self._sleeping:
             self._arm()
         return timer
@@ -432,15 +267,9 @@ class Poller:
         if self._sleeping or self._face is not None:
             self._wake()
 
-    def _next_deadline(self) -> float | None:
-        timers = self._timers
-        while timers and timers[0][2]._callback is None:
-            heapq.heappop(timers)
-        return timers[0][0] if timers else None
-
     def _arm(self) -> None:
         """Have the alarm ring at the next deadline."""
-        deadline = self._next_deadline()
+        deadline = self._timers.next_deadline()
         if deadline is not None:
             self._set_alarm(deadline, deadline - self._clock())
 
@@ -452,7 +281,7 @@ class Poller:
         alarm = self._alarm
         if alarm is None:
             try:
-                alarm = _Alarm()
+                alarm = Alarm()
             except OSError as error:
                 if error.errno not in (errno.EMFILE, errno.ENFILE):
                     raise
@@ -519,7 +348,7 @@ class Poller:
             if outer is None and self._closing:
                 self._close()
 
-    def _wait(self, timeout: float | None, stops: int | None) -> list[tuple[_Registration, int]] | None:
+    def _wait(self, timeout: float | None, stops: int | None) -> list[tuple[Registration, int]] | None:
         """Wait for events; return those of registered objects, or None when the poller is being closed.
 
         None too when the count of stops is another than `stops`: what wakes a waiting poll came before it waited.
@@ -536,7 +365,7 @@ class Poller:
                     return None
                 if self._calls or self._revisit or self._late:
                     timeout = 0
-                elif self._timers and (deadline := self._next_deadline()) is not None:
+                elif self._timers and (deadline := self._timers.next_deadline()) is not None:
                     left = deadline - self._clock()
                     if left <= 0:
                         timeout = 0
@@ -547,7 +376,7 @@ class Poller:
                 self._sleeping = False
         if self._closing:
             return None
-        ready: list[tuple[_Registration, int]] = []
+        ready: list[tuple[Registration, int]] = []
         table = self._table
         for fd, mask in events:
             registration = table.get(fd)
@@ -563,7 +392,7 @@ class Poller:
                 self._check_closed(registration)
         return ready
 
-    def _catch_up(self, ready: list[tuple[_Registration, int]]) -> Iterator[tuple[_Registration, int]]:
+    def _catch_up(self, ready: list[tuple[Registration, int]]) -> Iterator[tuple[Registration, int]]:
         """Serve those whom an error kept from their turn last time, before timers even; return who is left."""
         late, self._late = self._late, {}
         rank = {registration: place for place, registration in enumerate(late)}
@@ -599,34 +428,31 @@ class Poller:
                 callback, args = self._calls.popleft()
                 callback(*args)
         if self._timers:
-            now = self._clock()
-            last = next(self._order)  # timers that are set from here on wait for the next poll
-            while self._timers and self._timers[0][0] <= now and self._timers[0][1] < last:
-                heapq.heappop(self._timers)[2]._run()
+            self._timers.run(self._clock())
         if self._revisit:
             for registration in list(self._revisit):
                 if self._revisit.pop(registration, self) is None and self._table.get(registration.fd) is registration:
                     self._dispatch(registration, select.EPOLLIN)
 
-    def _dispatch(self, registration: _Registration, mask: int) -> None:
+    def _dispatch(self, registration: Registration, mask: int) -> None:
         target = registration.target
         if mask & _FAULT:
             # Whoever watches for something meets the fault in that handler; who watches for nothing, in both.
-            mask |= registration.flags & (_READ | _WRITE) or _READ | _WRITE
+            mask |= registration.flags & (READ | WRITE) or READ | WRITE
         try:
-            if mask & _READABLE and registration.reads:
+            if mask & READABLE and registration.reads:
                 target.handle_read()
-            if mask & _WRITE and registration.writes and self._table.get(registration.fd) is registration:
+            if mask & WRITE and registration.writes and self._table.get(registration.fd) is registration:
                 target.handle_write()
         except Exception as error:
             self._failed(registration, error)
 
-    def _failed(self, registration: _Registration, error: Exception) -> None:
+    def _failed(self, registration: Registration, error: Exception) -> None:
         """Give what a handler raised to the object, or raise it."""
         self._check_closed(registration)
         report(registration.target, error)
 
-    def _check_closed(self, registration: _Registration) -> None:
+    def _check_closed(self, registration: Registration) -> None:
         """Drop a registration whose object was closed without being unregistered."""
         try:
             closed = registration.target.fileno() != registration.fd
@@ -815,7 +641,7 @@ class Poller:
             for target in self:
                 try:
                     self.unregister(target)
-                    if isinstance(target, Dispatcher):
+                    if isinstance(target, Member):
                         target.close()
                 except Exception as error:
                     failure = error  # raised when all the others are closed
@@ -859,7 +685,7 @@ class Poller:
         self._closing_lock = allocate_lock()  # a thread that held it is not in the child
         self._release()
         for registration in registrations:
-            if isinstance(registration.target, Dispatcher):
+            if isinstance(registration.target, Member):
                 registration.target._abandon()
 
     def __enter__(self) -> Self:
@@ -875,126 +701,6 @@ class Poller:
                 _owners.pop(id(registration.target), None)
             self._release()
         except (AttributeError, OSError, TypeError):
-            pass
-
-
-class _RegisterWhenBuilt(ABCMeta):
-    """Registers a dispatcher when its whole constructor is done, a subclass's too.
-
-    Done in the base constructor, a poller running in another thread would call handlers of a half-built object.
-    It derives from ABCMeta so that dispatchers can be mixed with abstract base classes.
-    """
-
-    @property
-    def __signature__(cls) -> Any:
-        # What help() and editors show: the arguments of the constructor, and not those of __call__ below.
-        import inspect
-
-        signature = inspect.signature(cls.__init__)  # type: ignore[misc]
-        arguments = list(signature.parameters.values())[1:]
-        return signature.replace(parameters=arguments, return_annotation=inspect.Signature.empty)
-
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        make: Callable[..., Any] = cls.__new__
-        instance = make(cls, *args, **kwargs)
-        if not isinstance(instance, cls):
-            return instance
-        try:
-            instance.__init__(*args, **kwargs)
-            instance._finish_construction()
-        except BaseException:
-            try:
-                instance.close()
-            except Exception:  # the subclass relies there on what its constructor has not made yet
-                Dispatcher.close(instance)
-            raise
-        return instance
-
-
-class Dispatcher(metaclass=_RegisterWhenBuilt):
-    """An object with a socket of its own that a poller drives; the base of senders, listeners and streams.
-
-    Subclasses have `handle_read` and/or `handle_write`. The object is registered with `poller`, by default the
-    default poller, as soon as its constructor has returned. It may be used as a context manager, which closes it.
-    """
-
-    #: The poller this object is registered with, or is going to be.
-    poller: Poller
-    #: The socket; closed when this object is closed.
-    socket: _socket.socket | None = None
-    _pid = 0
-    _flags = 0
-
-    def __init__(self, socket: _socket.socket, poller: Poller | None = None) -> None:
-        if poller is not None and not isinstance(poller, Poller):
-            socket.close()
-            raise ArgumentError(f"poller must be a Poller, not {poller!r}")
-        self.poller = _defaultPoller if poller is None else poller
-        self.socket = socket
-        self._pid = os.getpid()
-
-    def _finish_construction(self) -> None:
-        if not self._pid:  # it would be deaf, and nobody would know why
-            raise RegistrationError(
-                f"the constructor of {type(self).__name__} did not call that of its base class, so there is no socket;"
-                " call super().__init__() there"
-            )
-        if self.socket is not None:
-            self.poller.register(self, self._flags)
-
-    def fileno(self) -> int:
-        """Return the descriptor of the socket, -1 once closed."""
-        return -1 if self.socket is None else self.socket.fileno()
-
-    @property
-    def closed(self) -> bool:
-        """Whether `close` was called."""
-        return self.socket is None
-
-    def close(self) -> None:
-        """Leave the groups, unregister, and close the socket, each even if the one before failed; idempotent.
-
-        To be called in the thread that drives the poller; from another, ask for it: ``poller.call_soon(this.close)``.
-        """
-        socket = self.socket
-        if socket is None:
-            return
-        try:
-            if self._pid == os.getpid():
-                # In a forked child the socket is the parent's too: what is left or removed there, the parent loses.
-                self._leave(socket)
-        finally:
-            try:
-                self.poller.unregister(self)
-            finally:
-                self.socket = None
-                socket.close()
-
-    def _leave(self, socket: _socket.socket) -> None:
-        """Undo what the kernel would otherwise keep until the last copy of the socket is closed."""
-
-    def _attached(self) -> None:
-        """Called when `poller` has registered this object."""
-
-    def _detached(self, poller: Poller) -> None:
-        """Called when `poller` has unregistered this object."""
-
-    def _abandon(self) -> None:
-        """In a forked child: give back the child's copy of the socket, which the parent goes on using."""
-        socket, self.socket = self.socket, None
-        if socket is not None:
-            socket.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        try:
-            self.close()
-        except Exception:  # noqa: S110 -- at interpreter shutdown whatever close() uses may be gone already
             pass
 
 
