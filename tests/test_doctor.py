@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -92,6 +93,7 @@ CASES: dict[str, tuple[str, Evidence]] = {
     ),
     "nothing": ("fail", SILENT),
     "nothing-container": ("fail", replace(SILENT, container=True)),
+    "nothing-unseen": ("fail", replace(SILENT, wire=None, container=True)),
     "no-querier": ("fail", replace(SILENT, asked=("eth0",), bridges=(Bridge("br0", False, ("eth0",), ("eth0",)),))),
     "ttl-zero": ("warn", replace(HEALTHY, anywhere=(replace(HEARD, ttl=0),))),
     "ttl-one": ("warn", replace(HEALTHY, anywhere=(replace(HEARD, source="10.0.0.7"),))),
@@ -103,7 +105,9 @@ CASES: dict[str, tuple[str, Evidence]] = {
             counters={"Ip:ReasmReqds": 4, "Ip:ReasmOKs": 1},
         ),
     ),
-    "fragments-unfinished": ("fail", replace(SILENT, wire=None, counters={"Ip:ReasmReqds": 9})),
+    "fragments-unfinished": (
+        "fail", replace(SILENT, wire=None, counters={"Ip:ReasmReqds": 9, "Ip:InMcastPkts": 12})
+    ),
     "bad-checksum": ("fail", replace(DROPPED, counters={"Udp:InCsumErrors": 7})),
     "strict-reverse-path": (
         "fail",
@@ -124,7 +128,7 @@ CASES: dict[str, tuple[str, Evidence]] = {
         ),
     ),
     "reverse-path": (
-        "fail",
+        "warn",
         replace(
             SILENT,
             wire=None,
@@ -151,7 +155,9 @@ CASES: dict[str, tuple[str, Evidence]] = {
     ),
     "version-old": ("fail", replace(SILENT, group=SPECIFIC, versions={"eth0": 2})),
     "no-query": ("warn", replace(HEALTHY, seconds=140)),
-    "port-held": ("fail", replace(SILENT, refused={"": OSError(errno.EADDRINUSE, "")}, holders=(PLAYER,))),
+    "port-held": ("fail", replace(SILENT, refused={"": OSError(errno.EADDRINUSE, "")}, holders=(PLAYER,), uid=1000)),
+    "port-other-user": ("warn", replace(SILENT, refused={"": OSError(errno.EADDRINUSE, "")}, holders=(PLAYER,))),
+    "port-privileged": ("warn", replace(SILENT, refused={"": OSError(errno.EACCES, "")}, uid=1000)),
     "limit-reached": ("fail", replace(SILENT, refused={"eth0": OSError(errno.ENOBUFS, "")})),
     "limit-reached-other": (
         "fail",
@@ -167,7 +173,7 @@ CASES: dict[str, tuple[str, Evidence]] = {
     ),
     "unheard": ("fail", replace(SILENT, wire=(replace(HEARD, source="10.0.0.7", outgoing=True),))),
     "loopback-perhaps": (
-        "fail",
+        "warn",
         replace(SILENT, wire=None, silent=(PLAYER,), counters={"Ip:OutMcastPkts": 50, "Udp:OutDatagrams": 50}),
     ),
     "lo-dead": ("warn", replace(HEALTHY, loopback=False)),
@@ -245,7 +251,8 @@ def test_nothing_is_found_on_a_healthy_host(evidence: Evidence) -> None:
 
 
 def test_the_first_fault_on_the_way_is_the_cause() -> None:
-    both = replace(SILENT, present=interface(up=False), refused={"": OSError(errno.EADDRINUSE, "")}, holders=(PLAYER,))
+    held = {"": OSError(errno.EADDRINUSE, "")}
+    both = replace(SILENT, present=interface(up=False), refused=held, holders=(PLAYER,), uid=1000)
     found = diagnosis(both)
     assert found.fault is not None
     assert [one.code for one in found.findings if one.status == "fail"] == ["interface-down", "port-held"]
@@ -295,12 +302,74 @@ def test_counters_of_other_traffic_explain_no_silence_on_the_wire() -> None:
 
 def test_packets_that_cannot_be_told_from_igmp_and_from_own_reports_are_no_sign_of_a_firewall() -> None:
     counted = {"Ip:InReceives": 50, "Ip:InMcastPkts": 8, "Ip:OutMcastPkts": 5}
-    assert codes(replace(SILENT, wire=None, rules=None, counters=counted)) == {"nothing": "fail"}
+    assert codes(replace(SILENT, wire=None, rules=None, counters=counted)) == {"nothing-unseen": "fail"}
+
+
+NOISE = {"Ip:InReceives": 50, "Ip:InMcastPkts": 50}
+OTHERS = (Membership("eth0", "224.0.0.251", 1), Membership("eth0", "224.0.0.1", 1), Membership("eth0", "ff02::fb", 1))
+
+
+@pytest.mark.parametrize("code, counters", [
+    ("discarded", NOISE),
+    ("bad-checksum", {**NOISE, "Ip:InDelivers": 50, "Udp:InCsumErrors": 47}),
+    ("fragments-unfinished", {**NOISE, "Ip:InDelivers": 50, "Ip:ReasmReqds": 47}),
+])
+def test_what_the_kernel_counts_is_a_cause_without_root_only_where_it_must_be_of_the_group(
+    code: str, counters: dict[str, int]
+) -> None:
+    unseen = replace(SILENT, wire=None, rules=None, counters=counters)
+    assert codes(unseen) == codes(replace(unseen, joined=OTHERS[1:])) == {code: "fail"}
+    assert codes(replace(unseen, joined=OTHERS)) == {code: "warn", "nothing-unseen": "fail"}  # it may be of another
+    unicast = codes(replace(unseen, counters={**counters, "Ip:InMcastPkts": 2}))
+    assert unicast.get(code) != "fail"
+    assert unicast["nothing-unseen"] == "fail"
+    if code != "discarded":  # in IPv6 packets are counted that nobody has joined for
+        six = replace(unseen, group=Group("ff15::1", 5000))
+        assert codes(six) == {code: "warn", "nothing-unseen": "fail"}
+
+
+def test_few_errors_explain_no_great_loss_on_the_wire() -> None:
+    assert codes(replace(DROPPED, counters={"Udp:InCsumErrors": 4}))["bad-checksum"] == "fail"
+    found = codes(replace(DROPPED, counters={"Udp:InCsumErrors": 3}))
+    assert found == {"bad-checksum": "warn", "not-delivered": "fail"}
+
+
+def test_packets_discarded_for_their_source_are_not_taken_for_the_firewall_s() -> None:
+    counted = {**NOISE, "TcpExt:IPReversePathFilter": 50}
+    assert codes(replace(SILENT, wire=None, rules=None, counters=counted)) == {"nothing-unseen": "fail"}
+
+
+HELD = {"": OSError(errno.EADDRINUSE, "")}
+
+
+@pytest.mark.parametrize("changes", [
+    {"holders": (PLAYER,), "refused": HELD},
+    {"holders": (PLAYER, replace(PLAYER, uid=0)), "refused": HELD},
+    {"refused": {"": OSError(errno.EACCES, "")}, "uid": 1000},
+], ids=["another user's program", "among ours", "a port of root"])
+@pytest.mark.parametrize("looked", [True, False])
+def test_who_could_not_listen_raises_no_alarm(changes: dict[str, Any], looked: bool) -> None:
+    """A program that has the port may well receive: what would stop us is no fault then."""
+    sent = replace(HEARD, source="10.0.0.7", outgoing=True)
+    wire = {"wire": (HEARD, sent), "rules": (DROP,)} if looked else {"wire": None, "rules": None}
+    counters = {**NOISE, "Udp:InCsumErrors": 40, "Ip:OutMcastPkts": 50, "Udp:OutDatagrams": 50}
+    joined = (Membership("eth0", "239.1.1.1", 1),)
+    program = replace(SILENT, route=None, joined=joined, counters=counters, silent=(PLAYER,), **wire, **changes)
+    assert diagnosis(program).healthy
+    said = {one.check: one for one in checks.judge(program)}
+    assert said["port"].status == said["route"].status == "warn"
+    assert said["loopback"].status == "skip"
+    assert said["arrival"].cause == ("1 packet on the wire in 5 s" if looked else "the group could not be joined")
+
+
+def test_a_port_of_our_own_user_s_program_is_held() -> None:
+    ours = replace(SILENT, refused=HELD, holders=(PLAYER, replace(PLAYER, uid=0, address="239.9.9.9")), uid=1000)
+    assert codes(ours)["port-held"] == "fail"
 
 
 def test_broadcasts_that_nobody_reads_are_no_sign_of_another_port() -> None:
     counted = {"Udp:IgnoredMulti": 9, "Ip:InBcastPkts": 9, "Ip:InMcastPkts": 3}
-    assert codes(replace(SILENT, wire=None, counters=counted)) == {"nothing": "fail"}
+    assert codes(replace(SILENT, wire=None, counters=counted)) == {"nothing-unseen": "fail"}
 
 
 FRAGMENTED = replace(HEARD, fragmented=True, packets=100)

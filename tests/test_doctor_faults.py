@@ -16,7 +16,6 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
@@ -311,7 +310,7 @@ def test_the_right_port_and_the_wrong_group(scene: Scene) -> None:
     if scene.root:
         assert (found.code, found.fixes) == ("other-group", (f"multicast listen 239.1.1.2:{PORT}",))
     else:
-        assert found.code in NOTHING
+        assert found.code == "nothing-unseen"
     scene.receiver(bob, f"239.1.1.2:{PORT}")  # somebody has joined it: then it is seen without privileges
     assert fault(scene.look(bob, TARGET, send)).code == "other-group"
 
@@ -339,8 +338,12 @@ def test_the_right_group_and_the_wrong_port(scene: Scene) -> None:
 def test_nothing_is_sent_at_all(scene: Scene) -> None:
     _, bob = scene.lab.pair()
     found = fault(scene.look(bob))
-    assert found.code in NOTHING
-    assert ("nothing for it on the wire" if scene.root else "needs root") in found.seen
+    if scene.root:
+        assert found.code in NOTHING
+        assert "nothing for it on the wire" in found.seen
+    else:
+        assert found.code == "nothing-unseen"
+        assert "whether it reached this host takes root to see" in found.cause
 
 
 # -- the kernel ------------------------------------------------------------------------------------------------------
@@ -358,12 +361,14 @@ def test_a_strict_reverse_path_filter(scene: Scene, told: bool) -> None:
     bob, send = far_source(scene)
     bob.sysctl("ipv4.conf.vb.rp_filter", 1)
     bob.ip("route add 172.16.4.0/24 dev lo")  # there is one, and it leads elsewhere
-    found = fault(scene.look(bob, TARGET, send, interface="vb", source="172.16.4.2" if told else None))
+    diagnosis = scene.look(bob, TARGET, send, interface="vb", source="172.16.4.2" if told else None)
+    found = fault(diagnosis)
     if scene.root or told:
         assert found.code == "strict-reverse-path"
         assert found.fixes == ("sudo ip route add 172.16.4.2 dev vb", "sudo sysctl -w net.ipv4.conf.vb.rp_filter=2")
     else:
-        assert found.code == "reverse-path"
+        assert found.code == "nothing-unseen"
+        found = warning(diagnosis, "reverse-path")
     assert "IPReversePathFilter +5" in found.seen
 
 
@@ -513,8 +518,9 @@ def test_a_source_specific_group_without_a_source(scene: Scene) -> None:
 
 def test_the_sender_on_the_same_host_has_its_loopback_off(scene: Scene) -> None:
     alice, _ = scene.lab.pair()
-    found = fault(scene.look(alice, TARGET, scene.sender(alice, packets=50, loopback=False)))
-    assert found.code == ("loopback-off" if scene.root else "loopback-perhaps")
+    diagnosis = scene.look(alice, TARGET, scene.sender(alice, packets=50, loopback=False))
+    assert fault(diagnosis).code == ("loopback-off" if scene.root else "nothing-unseen")
+    found = fault(diagnosis) if scene.root else warning(diagnosis, "loopback-perhaps")
     assert f"(pid {os.getpid()})" in found.cause
     assert "IP_MULTICAST_LOOP" in found.cause
 
@@ -590,7 +596,7 @@ def test_a_port_that_is_not_shared(scene: Scene) -> None:
         found = fault(scene.look(bob, TARGET, scene.sender(alice)))
     assert found.code == "port-held"
     assert f"Port {PORT} is held by " in found.cause
-    assert f"(pid {os.getpid()}), which does not share it" in found.cause
+    assert f"(pid {os.getpid()}) and not shared" in found.cause
 
 
 def test_an_ipv6_group_without_a_zone(scene: Scene) -> None:
@@ -617,7 +623,7 @@ def bad_checksum(host: netns.Host, source: str) -> Callable[[], None]:
 
     def send() -> None:
         with opened:
-            for _ in range(5):
+            for _ in range(20):
                 opened.sendto(struct.pack("!HHHH", 4000, PORT, 8 + 5, 0x1234) + b"hello", (GROUP, 0))
 
     return send
@@ -636,7 +642,12 @@ def test_fragments_that_are_lost(scene: Scene, target: str) -> None:
     # Two fragments; the second, which has an offset and no ports, is lost at the receiving device.
     lost = "ip6 nexthdr 44 @nh,336,16 & 0xfff8 != 0" if "[" in target else "ip frag-off & 0x1fff != 0"
     nft(bob, f'table netdev f {{ chain in {{ type filter hook ingress device "vb" priority 0; {lost} drop; }}; }}')
-    found = fault(scene.look(bob, target, scene.sender(alice, target, size=2000, interface="va")))
+    diagnosis = scene.look(bob, target, scene.sender(alice, target, size=2000, packets=20, interface="va"))
+    if not scene.root and "[" in target:
+        assert fault(diagnosis).code == "nothing-unseen"
+        found = warning(diagnosis, "fragments-unfinished")
+    else:
+        found = fault(diagnosis)
     assert found.code == ("fragments-lost" if scene.root else "fragments-unfinished")
     assert "ReasmOKs +0" in found.seen
 
@@ -771,23 +782,3 @@ def test_the_command_is_refused_an_interface_that_does_not_exist(lab: netns.Lab)
     assert done.returncode == 3
     assert "no interface 'nope'" in done.stderr
     assert done.stdout == ""
-
-
-@pytest.mark.needs_root
-def test_the_command_as_another_user(lab: netns.Lab) -> None:
-    _, bob = lab.pair()
-    with bob.inside():
-        holder = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    with holder:
-        holder.bind(("", PORT))
-        command = [sys.executable, "-m", "multicast", "doctor", TARGET, "-w", "0.1", "--json"]
-        try:
-            with bob.inside():
-                done = subprocess.run(command, capture_output=True, text=True, timeout=20, user=65534, cwd="/")
-        except PermissionError:
-            pytest.skip("this Python is installed where other users may not run it")
-    if "No module named" in done.stderr:
-        pytest.skip("the package is installed where other users may not read it")
-    summary = json.loads(done.stdout.splitlines()[-1])
-    assert summary["fault"]["code"] == "port-held"
-    assert "a program of user 0" in summary["fault"]["cause"]

@@ -130,9 +130,12 @@ def _fields(finding: Finding) -> dict[str, object]:
 def _write_text(out: Output, diagnosis: Diagnosis) -> None:
     fault = diagnosis.fault
     if fault is None:
-        arrived = plural(diagnosis.packets, "packet") if diagnosis.packets else "no packet"
         target = where(diagnosis.group.address, diagnosis.group.port)
-        text = f"No fault found: {arrived} for {target} arrived in {diagnosis.seconds:.3g} s."
+        if diagnosis.packets:
+            arrived = plural(diagnosis.packets, "packet")
+            text = f"No fault found: {arrived} for {target} arrived in {diagnosis.seconds:.3g} s."
+        else:  # that nothing arrives is a fault, but where it could not listen
+            text = f"No fault found; whether anything for {target} arrives could not be heard."
         _write(out, "", text, "green")
         for warning in diagnosis.warnings:
             _write_causes(out, warning, "But:", "yellow")

@@ -84,6 +84,8 @@ class Evidence:
     fragments: int = 0
     #: Where queries of IGMP or MLD were seen on the wire.
     queriers: tuple[tuple[str, str], ...] = ()
+    #: The user we are.
+    uid: int = 0
     #: Sockets of other programs on the port, and those that cannot be heard on this host.
     holders: tuple[Holder, ...] = ()
     silent: tuple[Holder, ...] = ()
@@ -138,12 +140,38 @@ class Evidence:
     @property
     def undelivered(self) -> list[Seen]:
         """What came in on the wire just as asked, when none of it was delivered."""
-        return [] if self.delivered else self.on_wire
+        return self.on_wire if self.lacking else []
 
     @property
     def missing(self) -> bool:
         """Whether packets are missing that may have reached this host: where the wire was looked at, those that did."""
-        return not self.delivered and (self.wire is None or bool(self.on_wire))
+        return self.lacking and (self.wire is None or bool(self.on_wire))
+
+    @property
+    def lacking(self) -> bool:
+        """Whether we listened and got nothing as asked."""
+        return not self.delivered and not self.deaf
+
+    @property
+    def deaf(self) -> bool:
+        """Whether we could not listen at the port, for a reason that other programs need not share."""
+        number = None if "" not in self.refused else self.refused[""].errno
+        others = number == errno.EADDRINUSE and any(one.uid != self.uid for one in self.in_the_way)
+        return others or number == errno.EACCES
+
+    @property
+    def in_the_way(self) -> list[Holder]:
+        """The sockets that keep others from the port unless they share it; one of another group does not."""
+        return [one for one in self.holders if one.address in ("0.0.0.0", "::", self.group.address)]  # noqa: S104
+
+    @property
+    def sole(self) -> bool:
+        """Whether nobody here has joined any other group of the family, so that packets to groups are those asked for.
+
+        That is, where the kernel tells them apart: for IPv6 it counts those that nobody has joined as well.
+        """
+        others = {one.group for one in self.joined if ":" not in one.group} - {self.group.address, "224.0.0.1"}
+        return self.family == "IPv4" and not others
 
 
 class _Ear(MulticastListener):
@@ -214,7 +242,7 @@ class _Ears:
         except OSError as error:
             if table is self.other:
                 pass  # only a try: their port may be held by a program that shares it with nobody
-            elif error.errno == errno.EADDRINUSE:
+            elif error.errno in (errno.EADDRINUSE, errno.EACCES):
                 self.refused[""] = error
             elif error.errno in (errno.ENOBUFS, errno.ENODEV, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EINVAL):
                 if table is self.narrow:
@@ -310,14 +338,16 @@ def gather(
         after = kernel.holders()
         rules, unread = kernel.rules() if with_rules else (None, ())
         ours = ears.inodes()
+    # Sockets of IPv6 alone are no concern of a group of IPv4.
+    apart = ours if ipv6 else ours | kernel.options(socket.AF_INET6)[1]
     relevant = [
         (holder, drops - dropped.get(inode, 0))
         for inode, (holder, drops) in {**before, **after}.items()
-        if inode not in ours and holder.port == group.port and _could_get(holder.address, group)
+        if inode not in apart and holder.port == group.port and _could_get(holder.address, group)
     ]
     quiet: set[int] = set()
     if _sent_and_unheard(counted, wire, group, ears):
-        quiet = kernel.without_loopback(socket.AF_INET6 if ipv6 else socket.AF_INET) - ours
+        quiet = kernel.options(socket.AF_INET6 if ipv6 else socket.AF_INET)[0] - ours
     names = kernel.programs([*(holder.inode for holder, _ in relevant), *quiet])
     known = _sources(group, ears, wire)
     engine_used, reason = kernel.engine()
@@ -339,6 +369,7 @@ def gather(
         wire=None if wire is None else wire.packets.seen(),
         fragments=0 if wire is None else wire.fragments.get(group.address, 0),
         queriers=() if wire is None else tuple(wire.queriers),
+        uid=os.geteuid(),
         holders=tuple(
             replace(holder, program=names.get(holder.inode, ""), dropped=drops & 0xFFFFFFFF)
             for holder, drops in relevant

@@ -30,6 +30,7 @@ __all__ = [
     "distributions",
     "engine",
     "holders",
+    "options",
     "powers",
     "programs",
     "rules",
@@ -37,7 +38,6 @@ __all__ = [
     "source_filters",
     "sysctls",
     "versions",
-    "without_loopback",
 ]
 
 # CAP_NET_ADMIN and CAP_NET_RAW in linux/capability.h.
@@ -214,14 +214,18 @@ def programs(inodes: Iterable[int]) -> dict[int, str]:
 
 # linux/sock_diag.h, linux/inet_diag.h: a dump of UDP sockets with their options.
 _SOCK_DIAG_BY_FAMILY, _NETLINK_SOCK_DIAG, _DUMP = 20, 4, 0x301
-_INET_DIAG_SOCKOPT, _MC_LOOP = 22, 0x10
+_INET_DIAG_SKV6ONLY, _INET_DIAG_SOCKOPT, _MC_LOOP = 11, 22, 0x10
 _DIAG_HEADER = struct.Struct("=IHHII")
 _DIAG_INODE = 16 + 68  # the header, and where in struct inet_diag_msg the inode is
 
 
-def without_loopback(family: int) -> set[int]:
-    """Return the inodes of UDP sockets that have IP_MULTICAST_LOOP switched off, as far as the kernel tells."""
-    found: set[int] = set()
+def options(family: int) -> tuple[set[int], set[int]]:
+    """Return the inodes of UDP sockets that have IP_MULTICAST_LOOP off, and those that have IPV6_V6ONLY on.
+
+    It is as far as the kernel tells, which does not tell of IPV6_MULTICAST_LOOP.
+    """
+    silent: set[int] = set()
+    alone: set[int] = set()
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as kernel:
             kernel.settimeout(1)
@@ -233,17 +237,19 @@ def without_loopback(family: int) -> set[int]:
                 while at + 16 <= len(reply):
                     length, kind, *_ = _DIAG_HEADER.unpack_from(reply, at)
                     if kind != _SOCK_DIAG_BY_FAMILY or length < 16:
-                        return found
+                        return silent, alone
                     (inode,) = struct.unpack_from("=I", reply, at + _DIAG_INODE)
                     attribute = at + 16 + 72
                     while attribute + 4 <= at + length:
                         size, name = struct.unpack_from("=HH", reply, attribute)
                         if name == _INET_DIAG_SOCKOPT and not reply[attribute + 4] & _MC_LOOP:
-                            found.add(inode)
+                            silent.add(inode)
+                        elif name == _INET_DIAG_SKV6ONLY and reply[attribute + 4]:
+                            alone.add(inode)
                         attribute += max(4, size + 3 & ~3)
                     at += length + 3 & ~3
     except OSError:  # a kernel without it
-        return found
+        return silent, alone
 
 
 # -- other programs ------------------------------------------------------------------------------------------------
@@ -345,9 +351,11 @@ def engine() -> tuple[str, str]:
     if not fitting:
         return "python", f"{built[0]} is for another Python than this {version}"
     try:
-        importlib.import_module(name)
+        module = importlib.import_module(name)
     except ImportError as error:
         return "python", f"{fitting[0]} cannot be loaded: {error}"
+    if getattr(module, "FORM", 0) != batch.FORM:
+        return "python", f"{fitting[0]} was built from another version of this package"
     return "python", f"{fitting[0]} was not there when this program started"
 
 

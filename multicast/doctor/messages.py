@@ -109,19 +109,22 @@ MESSAGES: dict[str, Message] = {
         ("sudo {again}",),
     ),
     "behind-router": Message(
-        "Nothing reached this host, and the source {source} is behind the router {gateway}: its packets need a TTL of 2"
-        " or more, and every router on the way must forward the group.",
+        "Nothing was delivered, and the source {source} is behind the router {gateway}: its packets need a TTL of 2 or"
+        " more, and every router on the way must forward the group.",
         ("multicast send -t 32 {target} TEXT  # on the sender",),
     ),
     "nothing": Message(
-        "Nothing for {target} reached this host in {seconds} s; the sender, a switch or a router is the place to"
-        " look.",
+        "Nothing for {where} reached this host in {seconds} s; the sender, a switch or a router is the place to look.",
         ("multicast send {target} TEXT  # on the sender",),
     ),
     "nothing-container": Message(
-        "Nothing for {target} reached this host in {seconds} s. This host is a container, and the usual bridge"
+        "Nothing for {where} reached this host in {seconds} s. This host is a container, and the usual bridge"
         " network of containers does not pass multicast.",
         ("docker run --network host IMAGE", "multicast send {target} TEXT  # on the sender"),
+    ),
+    "nothing-unseen": Message(
+        "Nothing for {where} was delivered in {seconds} s; whether it reached this host takes root to see.",
+        ("sudo {again}", "multicast send {target} TEXT  # on the sender"),
     ),
     # bridge
     "no-querier": Message(
@@ -205,8 +208,17 @@ MESSAGES: dict[str, Message] = {
     ),
     # port
     "port-held": Message(
-        "Port {port} is held by {program}, which does not share it.",
+        "Port {port} is held by {program} and not shared.",
         ("sudo ss -ulnp 'sport = :{port}'",),
+    ),
+    "port-other-user": Message(
+        "Port {port} is held by {program} and not shared with other users, so it could not be heard whether anything"
+        " arrives.",
+        ("sudo -u '#{user}' {again}",),
+    ),
+    "port-privileged": Message(
+        "Port {port} is for root to listen at, so it could not be heard whether anything arrives.",
+        ("sudo {again}",),
     ),
     # membership
     "limit-reached": Message(

@@ -13,8 +13,10 @@ from multicast.doctor.wire import Seen
 from multicast.interfaces import Interface, Route
 
 __all__ = [
+    "IGMP_ALLOWANCE",
     "about",
     "amount",
+    "blame",
     "finding",
     "kernel_joins",
     "lasted",
@@ -29,6 +31,7 @@ __all__ = [
     "target",
     "unique",
     "way",
+    "where",
 ]
 
 
@@ -85,6 +88,23 @@ def amount(seen: Iterable[Seen]) -> int:
     return sum(one.packets for one in seen)
 
 
+def blame(e: Evidence, counted: int) -> Status:
+    """Return ``fail`` where packets asked for must be among those the kernel has counted, else ``warn``.
+
+    Its counters are of the whole host. Either the wire shows that packets are missing, and that they may all be among
+    the counted, or so many packets to groups came while nobody here has joined any other group.
+    """
+    if e.wire is not None:
+        missing = amount(e.undelivered)
+        return "fail" if 0 < missing <= 2 * counted else "warn"
+    as_many = IGMP_ALLOWANCE < counted <= e.counters.get("Ip:InMcastPkts", 0)
+    return "fail" if e.lacking and e.sole and as_many else "warn"
+
+
+#: How many packets of IGMP itself may come in while we look: queries, and reports of others.
+IGMP_ALLOWANCE = 3
+
+
 def lasted(e: Evidence) -> str:
     """Return for how many seconds it was looked, in words."""
     return f"{e.seconds:.3g}"
@@ -103,6 +123,7 @@ def about(e: Evidence) -> dict[str, object]:
         "seconds": lasted(e),
         "source": listed(e.group.sources) if e.group.sources else "SOURCE",
         "interface": ",".join(e.asked) or _suggested(e),
+        "where": where(e.group.address, e.group.port),
         "target": target(e.group.address, e.group.port),
         "again": " ".join(["multicast doctor", target(e.group.address, e.group.port), *_asked(e)]),
         "six": "-6 " if e.family == "IPv6" else "",
@@ -110,10 +131,14 @@ def about(e: Evidence) -> dict[str, object]:
     }
 
 
+def where(address: str, port: int | str) -> str:
+    """Return an address and a port as they are written."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
 def target(address: str, port: int | str, zone: str = "") -> str:
-    """Return a group as the command line takes it; brackets mean something to shells."""
-    host = f"[{address}]" if ":" in address else address
-    return shlex.quote(f"{host}:{port}{zone}")
+    """Return a group as a shell takes it, to which brackets mean something."""
+    return shlex.quote(f"{where(address, port)}{zone}")
 
 
 def _asked(e: Evidence) -> list[str]:

@@ -28,7 +28,7 @@ def check_group(e: Evidence) -> Finding:
         seen = f"{packets(e.delivered)} arrived in {lasted(e)} s"
         heard = unique(one.source for one in e.arrived)
         words = {**about(e), "source": heard[0] if len(heard) == 1 else "SOURCE"}
-        return finding("group", "warn" if e.delivered else "fail", "source-missing", seen, **words)
+        return finding("group", "fail" if e.lacking else "warn", "source-missing", seen, **words)
     sources = f" from {listed(group.sources)}" if group.sources else ""
     return ok("group", f"{group.address}{sources}, port {group.port}: {_scope(e)}")
 
@@ -57,13 +57,13 @@ def check_interface(e: Evidence) -> Finding:
         name = next((one.name for one in e.outer if one.addresses), "lo")
         return finding("interface", "fail", "none-up", states, **{**about(e), "interface": name})
     wanted = [one for one in e.present if one.name in e.asked] if e.asked else e.outer
-    status: Status = "warn" if e.delivered else "fail"
+    status: Status = "fail" if e.lacking else "warn"
     bad = [(one, code) for one in wanted if (code := problem(e, one)) is not None]
     # Who named none has others to receive by, if only lo: when something arrives, all is well.
     if bad and (e.asked or (len(bad) == len(wanted) and not e.delivered)):
         one, code = next((each for each in bad if each[0].addresses), bad[0])
         return finding("interface", status, code, _state(one), **{**about(e), "interface": one.name})
-    elsewhere = (errno.ENOBUFS, errno.EADDRINUSE)  # what the checks of membership and port tell
+    elsewhere = (errno.ENOBUFS, errno.EADDRINUSE, errno.EACCES)  # what the checks of membership and port tell
     why = {name: reason(error) for name, error in e.refused.items() if error.errno not in elsewhere}
     why |= {name: "it is gone" for name in e.asked if name not in [one.name for one in e.present]}
     for name in (*e.asked, ""):
@@ -101,7 +101,7 @@ def check_route(e: Evidence) -> Finding:
         return ok("route", f"not needed with {listed(e.asked)} named")
     if e.group.needs_interface:
         return skip("route", "the group needs an interface, and then no route")
-    status: Status = "warn" if e.delivered else "fail"
+    status: Status = "fail" if e.lacking else "warn"
     if e.route is None:
         # Routes go with their interface, and come back with it.
         down = [one.name for one in e.outer if not one.up]
@@ -112,10 +112,10 @@ def check_route(e: Evidence) -> Finding:
     one = next((one for one in e.present if one.name == e.route.interface), None)
     code = None if one is None else problem(e, one)
     others = any(problem(e, each) is None for each in e.outer)
-    if one is not None and one.loopback and others and not e.delivered:
+    if one is not None and one.loopback and others and e.lacking:
         words = {**about(e), "routed": one.name, "problem": "stays on this host"}
         return finding("route", "warn", "route-elsewhere", f"the route leads to {one.name}", **words)
-    if one is not None and code is not None and others and not e.delivered:
+    if one is not None and code is not None and others and e.lacking:
         words = {**about(e), "routed": one.name, "problem": _SHORT[code]}
         return finding("route", "fail", "route-elsewhere", f"the route leads to {one.name}", **words)
     return ok("route", f"{e.group.address} goes by {way(e.route)}")

@@ -6,7 +6,20 @@ from multicast.doctor.evidence import Evidence
 from multicast.doctor.firewall import Rule, blocking
 from multicast.doctor.messages import Finding, Status
 
-from .facts import about, amount, finding, lasted, listed, ok, packets, skip, stays_on_link, unique
+from .facts import (
+    IGMP_ALLOWANCE,
+    about,
+    amount,
+    blame,
+    finding,
+    lasted,
+    listed,
+    ok,
+    packets,
+    skip,
+    stays_on_link,
+    unique,
+)
 
 __all__ = ["check_checksum", "check_firewall", "check_fragments", "check_igmp", "check_reverse_path"]
 
@@ -16,18 +29,17 @@ def check_fragments(e: Evidence) -> Finding:
     came, whole = e.counters.get("Ip:ReasmReqds", 0), e.counters.get("Ip:ReasmOKs", 0)
     failed = e.counters.get("Ip:ReasmFails", 0)
     seen = f"ReasmReqds +{came}, ReasmOKs +{whole}, ReasmFails +{failed} in {lasted(e)} s"
-    status: Status = "fail" if e.missing else "warn"
     begun = amount(one for one in e.on_wire if one.fragmented)
     # What the kernel took in and could not use; the rest it has dropped as whole packets, which is not for this check.
     unused = came - whole * (begun + e.fragments) / max(begun, 1)
     lost = min(begun - whole, round(unused))
     # Wire and counters are read one after the other, so a few datagrams are seen by one of them only.
     if lost > max(_FRAGMENTS_ALLOWANCE, begun // 50) or (lost > whole == 0 and not e.delivered):
-        return finding("fragments", status, "fragments-lost", f"{begun} datagrams began on the wire; {seen}",
+        return finding("fragments", blame(e, lost), "fragments-lost", f"{begun} datagrams began on the wire; {seen}",
                        **{**about(e), "lost": lost, "begun": begun})
     # On the wire alone it can be told whether the fragments are those of the group.
     if came and not whole and (e.wire is None or (e.fragments and not e.delivered)):
-        return finding("fragments", status, "fragments-unfinished", seen, **about(e))
+        return finding("fragments", blame(e, came), "fragments-unfinished", seen, **about(e))
     return ok("fragments", seen if came else "no fragments came")
 
 
@@ -40,7 +52,7 @@ def check_checksum(e: Evidence) -> Finding:
     wrong = e.counters.get("Udp:InCsumErrors", 0) + e.counters.get("Ip:InCsumErrors", 0)
     if wrong:
         place = (e.asked or tuple(unique(one.interface for one in e.on_wire)) or ("INTERFACE",))[0]
-        return finding("checksum", "fail" if e.missing else "warn", "bad-checksum",
+        return finding("checksum", blame(e, wrong), "bad-checksum",
                        f"InCsumErrors +{wrong} in {lasted(e)} s", **{**about(e), "interface": place})
     return ok("checksum", "no wrong ones")
 
@@ -84,7 +96,7 @@ def check_reverse_path(e: Evidence) -> Finding:
         code = "strict-reverse-path" if strict else "loose-reverse-path"
         return finding(name, status, code, f"{seen}; back to {source} {route}", **words)
     if counted and not e.delivered:
-        return finding(name, status, "reverse-path", seen, **about(e))
+        return finding(name, blame(e, counted), "reverse-path", seen, **about(e))
     return ok(name, seen)
 
 
@@ -94,14 +106,17 @@ def check_firewall(e: Evidence) -> Finding:
     if e.rules is None:
         missing = 0 if e.delivered or e.anywhere or e.refused else _lost_in_kernel(e)
         if missing and e.family == "IPv4":
+            status: Status = "fail" if e.sole else "warn"
             seen = f"at least {packets(missing)} taken in and given to no program in {lasted(e)} s, 0 delivered"
-            return finding("firewall", "fail", "discarded", seen, **about(e))
+            return finding("firewall", status, "discarded", seen, **about(e))
         return skip("firewall", "rules need root to read; run with sudo for this check")
     number = f"{len(e.rules) or 'no'} rule{'' if len(e.rules) == 1 else 's'}"
     if lost:
         return _blocked(e, e.rules, number)
     if e.unread:
         return skip("firewall", f"{number}, and {listed(e.unread)} did not tell of any")
+    if e.rules and e.deaf:
+        return skip("firewall", f"{number}, and whether they let anything in could not be heard")
     if not e.rules:
         return ok("firewall", number)
     text = "none in the way of what came" if e.delivered else "and nothing came for them to drop"
@@ -153,11 +168,7 @@ def _lost_in_kernel(e: Evidence) -> int:
     missing -= count("TcpExt:IPReversePathFilter", 0)
     dealt_with = ("InDatagrams", "IgnoredMulti", "RcvbufErrors", "InCsumErrors")
     undelivered = count("Ip:InMcastPkts", 0) - sum(count(f"Udp:{name}", 0) for name in dealt_with)
-    return max(0, min(missing, undelivered) - count("Ip:OutMcastPkts", 0) - _IGMP_ALLOWANCE)
-
-
-# How many packets of IGMP itself may come in while we look: queries, and reports of others.
-_IGMP_ALLOWANCE = 3
+    return max(0, min(missing, undelivered) - count("Ip:OutMcastPkts", 0) - IGMP_ALLOWANCE)
 
 
 def check_igmp(e: Evidence) -> Finding:
@@ -167,7 +178,7 @@ def check_igmp(e: Evidence) -> Finding:
     protocol, modern = ("MLD", 2) if ipv6 else ("IGMP", 3)
     prefix, option = ("net.ipv6.conf.", ".force_mld_version") if ipv6 else ("net.ipv4.conf.", ".force_igmp_version")
     places = e.asked or tuple(one.name for one in e.outer if one.up)
-    status: Status = "warn" if e.delivered else "fail"
+    status: Status = "fail" if e.lacking else "warn"
     for interface in places:
         for one in ("all", interface):
             forced = e.sysctl.get(prefix + one + option, 0)

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import errno
 
-from multicast.doctor.evidence import Evidence
+from multicast.doctor.evidence import Evidence, reason
 from multicast.doctor.messages import Finding
 
-from .facts import about, amount, finding, kernel_joins, lasted, listed, ok, owners, packets, skip, unique
+from .facts import about, amount, finding, kernel_joins, lasted, listed, ok, owners, packets, skip, unique, where
 
 __all__ = ["check_delivery", "check_loopback", "check_membership", "check_port"]
 
 
 def check_port(e: Evidence) -> Finding:
     """Can the port be shared?"""
-    if "" in e.refused and e.refused[""].errno == errno.EADDRINUSE:
-        # A socket of another group does not stand in the way.
-        there = [one for one in e.holders if one.address in ("0.0.0.0", "::", e.group.address)]  # noqa: S104
-        return finding("port", "fail", "port-held", f"bind to {e.group.address}:{e.group.port}: address already in use",
-                       **{**about(e), "program": owners(there) if there else "a program"})
+    refused = e.refused.get("")
+    if refused is not None and refused.errno in (errno.EADDRINUSE, errno.EACCES):
+        seen = f"bind to {where(e.group.address, e.group.port)}: {reason(refused)}"
+        if refused.errno == errno.EACCES:
+            return finding("port", "warn", "port-privileged", seen, **about(e))
+        words = {**about(e), "program": owners(e.in_the_way) if e.in_the_way else "a program"}
+        # With SO_REUSEPORT alone a program shares the port with those of its own user (socket(7)).
+        others = [one.uid for one in e.in_the_way if one.uid != e.uid]
+        if others:
+            return finding("port", "warn", "port-other-user", seen, **{**words, "user": others[0]})
+        return finding("port", "fail", "port-held", seen, **words)
     if not e.holders:
         return ok("port", f"{e.group.port} is free")
     return ok("port", f"{e.group.port} is shared with {owners(e.holders)}")
@@ -51,6 +57,8 @@ def check_loopback(e: Evidence) -> Finding:
         for one in e.wire or ()
         if one.outgoing and (one.group, one.port) == (e.group.address, e.group.port) and one.source in e.own
     ]
+    if e.deaf:
+        return skip("loopback", "the port could not be listened at")
     counted, came = e.counters.get("Ip:OutMcastPkts", 0), e.counters.get("Ip:InMcastPkts", 0)
     if sent and not e.anywhere and not e.on_wire:
         code = "loopback-off" if e.silent else "unheard"
@@ -62,7 +70,7 @@ def check_loopback(e: Evidence) -> Finding:
     reports = 4 * len(e.present)
     if e.wire is None and e.silent and min(counted, e.counters.get("Udp:OutDatagrams", 0)) - came > reports:
         seen = f"OutMcastPkts +{counted}, InMcastPkts +{came} in {lasted(e)} s"
-        return finding("loopback", "fail", "loopback-perhaps", seen, **{**about(e), "program": owners(e.silent)})
+        return finding("loopback", "warn", "loopback-perhaps", seen, **{**about(e), "program": owners(e.silent)})
     if e.loopback is False:
         return finding("loopback", "warn", "lo-dead", "a packet of our own with TTL 0 was lost", **about(e))
     return ok("loopback", "our own packet with TTL 0 came back" if e.loopback else "nothing sent is missing")

@@ -40,7 +40,9 @@ def check_arrival(e: Evidence, explained: Finding | None) -> Finding:
         total = amount(e.undelivered)
         senders = unique(one.source for one in e.undelivered)
         return ok(name, f"{packets(total)} on the wire in {seconds} s from {listed(senders[:4])}")
-    if "" in e.refused and not e.wire:
+    if e.deaf and e.on_wire:
+        return ok(name, f"{packets(amount(e.on_wire))} on the wire in {seconds} s")
+    if e.deaf or ("" in e.refused and not e.wire):
         return skip(name, "the group could not be joined")
     if e.wire is None:
         looked = "the wire was not looked at, which needs root"
@@ -80,7 +82,8 @@ def check_arrival(e: Evidence, explained: Finding | None) -> Finding:
         if back is not None and back.gateway is not None:
             words = {**words, "source": source, "gateway": back.gateway}
             return finding(name, "fail", "behind-router", f"{seen}; the route back is by {way(back)}", **words)
-    return finding(name, "fail", "nothing-container" if e.container else "nothing", seen, **words)
+    code = "nothing-unseen" if e.wire is None else "nothing-container" if e.container else "nothing"
+    return finding(name, "fail", code, seen, **words)
 
 
 def _ignored(e: Evidence) -> int:
@@ -122,7 +125,7 @@ def check_bridge(e: Evidence) -> Finding:
                 seen += f"; no query in {lasted(e)} s"
             words = {**about(e), "bridge": bridge.name, "ports": listed(bridge.unflooded)}
             # It is its members that suffer, so this host does only where the bridge was asked about.
-            return finding("bridge", "fail" if e.asked and not e.delivered else "warn", "no-querier", seen, **words)
+            return finding("bridge", "fail" if e.asked and e.lacking else "warn", "no-querier", seen, **words)
     names = [
         f"{bridge.name} snoops, {'is a querier' if bridge.querier else 'floods while it knows no querier'}"
         for bridge in e.bridges
