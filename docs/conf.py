@@ -91,7 +91,7 @@ coverage_ignore_pyobjects = [
 
 def _one_signature_for_listen(app: Sphinx) -> None:
     """Type checkers are told of `listen` in two forms; readers are told in words."""
-    analyzer = ModuleAnalyzer.for_module("multicast.listeners")
+    analyzer = ModuleAnalyzer.for_module("multicast.listeners.inbox")
     analyzer.analyze()
     analyzer.overloads.clear()
 

@@ -124,7 +124,7 @@ def test_flapping_is_damped(
         looks += 1
         return look()
 
-    monkeypatch.setattr("multicast.listeners.memberships", counted)
+    monkeypatch.setattr("multicast.listeners.membership.memberships", counted)
     with b.inside(), Collector(interface="vb", poller=poller) as listener:
         for _ in range(20):
             b.ip("link set vb down", "link set vb up")

@@ -290,7 +290,7 @@ def test_the_host_s_counter_is_that_of_the_socket_s_namespace(lab: Any, group: s
 def test_elsewhere_everything_counts_as_dropped(
     poller: multicast.Poller, free_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("multicast.listeners.overflows", lambda opened: None)
+    monkeypatch.setattr("multicast.listeners.datagrams.overflows", lambda opened: None)
     listener = Keeper("yes", GROUP, free_port, interface="lo", poller=poller)
     multicast.sendto(["no"] * 10, GROUP, free_port, interface="lo")
     found = listener.statistics()

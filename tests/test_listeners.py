@@ -552,7 +552,7 @@ def test_the_count_of_drops_goes_on_when_the_kernels_counter_wraps(
     poller: Poller, free_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts = iter([2**32 - 3, 2**32 - 1, 4])
-    monkeypatch.setattr("multicast.listeners.drops", lambda opened: next(counts))
+    monkeypatch.setattr("multicast.listeners.datagrams.drops", lambda opened: next(counts))
     listener = Keeper(port=free_port, poller=poller, **ON_LO)
     before = listener.statistics().dropped
     assert listener.statistics().dropped == before + 2

@@ -1,0 +1,276 @@
+"""`DatagramListener`: from the socket by way of the filter to the handler, and every packet counted."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import socket
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from operator import length_hint
+from typing import Any, NamedTuple, TypeVar
+
+from multicast import batch, filters
+from multicast.batch import Address
+from multicast.errors import check_number
+from multicast.filters import Filter
+from multicast.poller import Dispatcher, Poller
+from multicast.sockets import DEFAULT_PORT, drops, open_unicast, overflows, receive_buffer
+
+_Result = TypeVar("_Result")
+
+
+class Statistics(NamedTuple):
+    """What a listener has counted so far."""
+
+    #: Packets read from the socket.
+    packets: int
+    #: Their bytes, as far as they were kept.
+    bytes: int
+    #: Packets given to `handle_packet`.
+    delivered: int
+    #: Packets the filter refused, in the kernel or here; with `shard` those of the other shards as well, and for IPv6
+    #: on named interfaces those that came by others.
+    filtered: int
+    #: Packets longer than `mtu`, which were cut.
+    truncated: int
+    #: Packets the kernel dropped at this socket, because its buffer was full. They are in no other number: `delivered`,
+    #: `filtered` and `dropped` together are what came here, once all of it is read. Where the kernel filters, it counts
+    #: both in one; they are told apart by what the whole host has lost meanwhile, so this may be too high, and
+    #: `filtered` too low, while other sockets overflow too; their sum is exact. With `offload` a burst that was
+    #: dropped, or belongs to another shard, counts as one packet.
+    dropped: int
+
+
+class DatagramListener(Dispatcher):
+    """Receives datagrams at a unicast address and calls `handle_packet` for those that pass a filter.
+
+    `ip` is an address of this host, or ``0.0.0.0`` or ``::`` for all of them; port 0 takes any free port, and
+    `address` tells which. The port is not shared with other programs. The other arguments are those of
+    `MulticastListener`.
+
+    Raises `GroupError`, `FilterError`, `ArgumentError`, `InterfaceError`, and `OSError` with advice.
+    """
+
+    #: The filter of all instances of a class; a plain function here takes `(packet, addr)`.
+    filter: Any = None
+    # How many packets a turn may deliver.
+    _packets_at_once = batch.LIMIT
+
+    def __init__(
+        self,
+        filter: Filter = None,
+        ip: str = "127.0.0.1",
+        port: int = DEFAULT_PORT,
+        mtu: int = 4096,
+        *,
+        rcvbuf: int | None = None,
+        details: bool = False,
+        kernel_filter: bool = True,
+        offload: bool = False,
+        poller: Poller | None = None,
+    ) -> None:
+        self._check_arguments(filter, mtu, rcvbuf, kernel_filter=kernel_filter, offload=offload)
+        opened = self._with_program(functools.partial(open_unicast, ip, port, rcvbuf=rcvbuf, details=details))
+        own = opened.getsockname()[0]
+        self._take_over(opened, mtu, None if own in ("0.0.0.0", "::") else own, None, details, poller)  # noqa: S104
+
+    def _check_arguments(
+        self,
+        filter: Filter,
+        mtu: int,
+        rcvbuf: int | None = None,
+        *,
+        kernel_filter: bool = False,
+        offload: bool = False,
+        shard: Sequence[filters.Instruction] = (),
+        whole_bursts: bool = True,
+    ) -> None:
+        """Check what can be checked before a socket is opened; `shard` is the program that deals out packets."""
+        wanted = filters.class_filter(self) if filter is None else filter
+        self._passes_filter = filters.predicate(wanted)
+        check_number("mtu", mtu, of="bytes")
+        if rcvbuf is not None:
+            check_number("rcvbuf", rcvbuf, of="bytes")
+        refusals = filters.refusals(wanted) if kernel_filter else []
+        #: The kernel's programs: all that is wanted, and the least that is needed.
+        self._kernel_program = filters.assemble([*shard, *refusals]) if shard or refusals else []
+        self._least_program = filters.assemble([*shard]) if shard else []
+        # A program sees the first packet of a burst only, and would decide for all of them.
+        self._takes_bursts = offload and whole_bursts and not refusals
+
+    def _with_program(self, opening: Callable[..., _Result]) -> _Result:
+        """Open a socket with the kernel's program; where the kernel takes none, without what is not needed."""
+        try:
+            return opening(program=self._kernel_program, bursts=self._takes_bursts)
+        except OSError as error:
+            refused = error.errno in (errno.ENOMEM, errno.ENOPROTOOPT, errno.EPERM)
+            if self._kernel_program == self._least_program or not refused:
+                raise
+        # Too little memory for options (net.core.optmem_max), or not Linux itself: the filter in Python does it all.
+        opened = opening(program=self._least_program, bursts=self._takes_bursts)
+        self._kernel_program = self._least_program
+        return opened
+
+    def _take_over(
+        self,
+        opened: socket.socket,
+        mtu: int,
+        group: str | None,
+        interface: str | None,
+        details: bool,
+        poller: Poller | None,
+    ) -> None:
+        """Take over the socket."""
+        Dispatcher.__init__(self, opened, poller)
+        self._socket_reader = batch.Reader(
+            opened, mtu, group=group, interface=interface, details=details, offload=self._takes_bursts
+        )
+        # Read and not delivered yet: a handler raised or is at work, or more came at once than is good for one turn.
+        self._unread_packets: Iterator[tuple[bytes, Address]] | None = None
+        self._batch_read: list[bytes] = []
+        self._packets_left: Iterator[bytes] = iter(self._batch_read)  # what is left of it, to be counted
+        self._unread_forgotten = 0  # read, and closed before they were delivered
+        self._filter_refused = 0  # by the filter in Python
+        self._refused_in_kernel = self._kernel_dropped = 0
+        self._read_before = (0, 0, 0)  # packets, bytes and cut ones, by readers that this one has replaced
+        self._count_from(opened)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}{', closed' if self.closed else f' at {self.address}'}>"
+
+    @property
+    def address(self) -> tuple[Any, ...]:
+        """The address and port it receives at, as `socket.getsockname` gives them. Raises `OSError` once closed."""
+        if self.socket is None:
+            raise OSError(errno.EBADF, "the listener is closed")
+        name: tuple[Any, ...] = self.socket.getsockname()
+        return name
+
+    @abstractmethod
+    def handle_packet(self, packet: bytes, addr: Address) -> object:
+        """Called with each packet that passes the filter; a true result closes this listener.
+
+        `addr` equals what `socket.recvfrom` returns, and tells more; see `Address`.
+        """
+
+    def handle_read(self) -> None:
+        """Receive one batch and deliver it; called by the poller."""
+        room = self._packets_at_once
+        unread = self._unread_packets
+        if unread is None:
+            reader = self._socket_reader
+            packets, addresses = batch.receive(reader, room)
+            self._batch_read = packets
+            self._packets_left = left = iter(packets)
+            self._unread_packets = unread = zip(left, addresses, strict=False)  # `_forget` makes one shorter
+            if len(packets) <= room:
+                self._deliver_packets(unread, reader.origin)
+                return
+        # What is left from before, or came in bursts, takes turns with everybody else's.
+        self._deliver_packets(islice(unread, room))
+
+    def _deliver_packets(self, packets: Iterator[tuple[bytes, Address]], only: Address | None = None) -> None:
+        """Hand out `packets`, of which `only` is the address of all, where it is given."""
+        # They are taken from `_unread`, so that a handler that polls gets the rest of it before newer ones. A handler
+        # that closes its listener ends the loop by emptying the list below it (`_forget`); and `statistics` works out
+        # what was delivered from what is left there. So nothing but the calls is done for each packet.
+        accept, handle = self._passes_filter, self.handle_packet
+        filtered = 0
+        try:
+            if accept is None and only is not None:
+                for packet in self._packets_left:
+                    if handle(packet, only):
+                        self.close()
+            elif accept is None:
+                for packet, addr in packets:
+                    if handle(packet, addr):
+                        self.close()
+            else:
+                for packet, addr in packets:
+                    if not accept(packet, addr):
+                        filtered += 1
+                    elif handle(packet, addr):
+                        self.close()
+        finally:
+            self._filter_refused += filtered
+            if self.socket is not None and length_hint(self._packets_left):
+                self.poller.revisit(self)
+            else:
+                self._unread_packets = None
+                self._batch_read.clear()  # they need not live until the next ones come
+
+    def _forget_unread(self) -> None:
+        """Deliver nothing of what was read before."""
+        self._unread_forgotten += length_hint(self._packets_left)
+        self._batch_read.clear()
+
+    def close(self) -> None:
+        """Leave the groups, unregister, and close the socket; nothing is delivered from then on. Idempotent."""
+        if self.socket is not None:
+            try:
+                super().close()
+            finally:
+                self._forget_unread()
+
+    def _abandon(self) -> None:
+        super()._abandon()
+        self._forget_unread()
+
+    @property
+    def pending(self) -> bool:
+        """Whether packets were read from the socket that are not delivered yet."""
+        return self._unread_packets is not None
+
+    @property
+    def rcvbuf(self) -> int:
+        """The receive buffer the kernel granted, in bytes; 0 once closed."""
+        return 0 if self.socket is None else receive_buffer(self.socket)
+
+    def statistics(self) -> Statistics:
+        """Return what was counted so far; it stays readable after `close`."""
+        self._count_drops()
+        reader = self._socket_reader
+        packets, octets, truncated = self._read_before
+        packets += reader.packets
+        return Statistics(
+            packets,
+            octets + reader.bytes,
+            packets - self._filter_refused - self._unread_forgotten - length_hint(self._packets_left),
+            self._filter_refused + self._refused_in_kernel,
+            truncated + reader.truncated,
+            self._kernel_dropped,
+        )
+
+    @property
+    def _kernel_refuses(self) -> bool:
+        """Whether the kernel's counter of drops has packets in it that were not wanted."""
+        return bool(self._kernel_program)
+
+    def _count_from(self, opened: socket.socket) -> None:
+        """Count what the kernel drops at this socket from now on."""
+        self._dropped_here = 0
+        self._overflows = (overflows(opened) or 0) if self._kernel_refuses else 0
+
+    def _count_drops(self) -> None:
+        if self.socket is None:
+            return
+        try:
+            # The host's counter first: it must not know of drops that this socket's does not.
+            overflowed = overflows(self.socket) if self._kernel_refuses else None
+            # The kernel's counter has 32 bits and wraps.
+            new = (drops(self.socket) - self._dropped_here) & 0xFFFFFFFF
+        except OSError:  # somebody else has closed its descriptor
+            return
+        self._dropped_here += new
+        if overflowed is not None:
+            # What the host has lost since the last look is the most that can have been lost here; the rest was refused.
+            lost = min(new, max(0, overflowed - self._overflows))
+            self._overflows = overflowed
+            self._refused_in_kernel += new - lost
+            new = lost
+        self._kernel_dropped += new
+
+    def _leave(self, socket: socket.socket) -> None:
+        self._count_drops()

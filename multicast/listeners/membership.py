@@ -1,0 +1,290 @@
+"""`MulticastListener`: which groups are joined on which interfaces, and that they stay so."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import socket
+from collections.abc import Container, Iterable, Sequence
+
+from multicast import batch, filters
+from multicast.errors import InterfaceError
+from multicast.filters import Filter
+from multicast.interfaces import Interface, Watch, interfaces, memberships, resolve, usable
+from multicast.poller import Poller, Timer
+from multicast.sockets import (
+    DEFAULT_IP,
+    DEFAULT_PORT,
+    Group,
+    WhichInterfaces,
+    confine,
+    crosses_interfaces,
+    join_on,
+    leave,
+    named,
+    open_receiver,
+    receiving,
+)
+
+from .datagrams import DatagramListener
+
+_log = logging.getLogger("multicast")
+
+
+class MulticastListener(DatagramListener):
+    """Joins a multicast group and calls `handle_packet` for the packets that pass a filter.
+
+    `filter` is a callable `filter(packet, addr)`, or a regular expression (text, bytes, compiled, or any object with
+    `match`) that is matched at the start of the packet's bytes. None, the default, takes what the class attribute
+    `filter` says, and lets everything pass where there is none. `ip` and `port` name the group. `mtu` is the most
+    bytes kept of a packet; longer ones are cut, marked and counted.
+
+    `interface` is a name, an index, a local address or a list of these; None joins on every interface that is up and
+    can do multicast, and on ``lo``. `sources` makes the join source-specific (IGMPv3, MLDv2), `exclude` refuses some
+    senders. The listener gets packets of its group, on its port, from its interfaces, and nothing else; other
+    programs may use the group and the port as well.
+
+    `rcvbuf` asks for a receive buffer of so many bytes. With `details` the kernel tells arrival interface, TTL and
+    time of each packet; that takes about a fifth more time for each packet than bare receiving. The listener is
+    registered with `poller`, by default the default poller, once the constructor of the subclass is done.
+
+    Where the first bytes of an expression are certain, the kernel refuses packets that cannot match before they take
+    room in the buffer; with `kernel_filter` False it does not. With `shard` (index, count) this listener gets one part
+    in `count` of the packets and its like, in other processes, get the others: by sender, or, with `shard_key` (offset,
+    length), by a field of the payload of 1, 2 or 4 bytes in network order, whose remainder by `count` is the index.
+
+    With `offload` the kernel hands over whole bursts where packets came as such, from a sender on this host or from a
+    network card that gathers them. Receiving then is several times faster and the buffer holds ten times more. The
+    price: if there is no room for a burst, `dropped` counts it as one packet, and its packets have one time stamp.
+    Where the kernel looks into packets, for an expression or a field, they come singly all the same.
+
+    Raises `GroupError`, `FilterError`, `ArgumentError`, `InterfaceError`, and `OSError` with advice.
+
+    >>> class Printer(MulticastListener):
+    ...     filter = lambda packet, addr: True
+    ...     def handle_packet(self, packet, addr):
+    ...         print(packet)
+    ...         return True  # stop listening
+    >>> Printer()
+    <Printer 224.0.42.42:4242 on lo...>
+    >>> sendto("test")
+    1
+    >>> poll()
+    b'test'
+    """
+
+    def __init__(
+        self,
+        filter: Filter = None,
+        ip: str = DEFAULT_IP,
+        port: int = DEFAULT_PORT,
+        mtu: int = 4096,
+        *,
+        interface: WhichInterfaces = None,
+        sources: Iterable[str] | None = None,
+        exclude: Iterable[str] | None = None,
+        rcvbuf: int | None = None,
+        details: bool = False,
+        kernel_filter: bool = True,
+        shard: tuple[int, int] | None = None,
+        shard_key: filters.ShardKey = "source",
+        offload: bool = False,
+        poller: Poller | None = None,
+    ) -> None:
+        #: The group, its port and sources.
+        self.group = Group.of(ip, port, sources)
+        self._check_arguments(
+            filter,
+            mtu,
+            rcvbuf,
+            kernel_filter=kernel_filter,
+            offload=offload,
+            shard=() if shard is None else filters.shard_refusals(shard, shard_key, ":" in self.group.address),
+            whole_bursts=shard is None or shard_key == "source",
+        )
+        chosen = receiving(self.group, interface)
+        # What was asked for, and the names this meant: a device that is made anew comes back under its name only.
+        self._asked_interfaces = [(one, resolve(one, chosen).name) for one in named(self.group, interface)]
+        self._excluded_sources = tuple(() if exclude is None else (exclude,) if isinstance(exclude, str) else exclude)
+        self._open_joined = functools.partial(
+            open_receiver,
+            self.group,
+            exclude=self._excluded_sources,
+            rcvbuf=rcvbuf,
+            details=details,
+            optional=not self._asked_interfaces,
+        )
+        opened, joined = self._with_program(functools.partial(self._open_joined, chosen))
+        #: The interfaces the group is joined on.
+        self.interfaces: tuple[Interface, ...] = tuple(joined)
+        self._take_over(opened, mtu, self.group.address, self._only_interface, details, poller)
+
+    def handle_interfaces(self, gone: Sequence[Interface], joined: Sequence[Interface]) -> None:
+        """Called when interfaces of this listener went away, or came (back) and were joined; logs it.
+
+        A listener on all interfaces joins new ones as they appear, and one on a named interface joins it again when
+        it was made anew, within about a second of the change.
+        """
+        # Who asked for all interfaces expects them to come and go; who named one misses it.
+        level = logging.WARNING if self._asked_interfaces else logging.INFO
+        for interface in gone:
+            _log.log(level, "%s: the interface %s is gone; joining when it is back", self.group, interface.name)
+        for interface in joined:
+            _log.log(level, "%s: joined on %s, which is new or there again", self.group, interface.name)
+
+    def _attached(self) -> None:
+        vigil = self.poller.helper(_Vigil)
+        if vigil is None:
+            try:
+                vigil = _Vigil(self.poller)
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EAFNOSUPPORT, errno.EPERM, errno.EPROTONOSUPPORT):
+                    raise
+                return  # a sandbox without netlink(7): the listener works, and does not follow its interfaces
+        vigil.listeners[id(self)] = self
+
+    def _detached(self, poller: Poller) -> None:
+        vigil = poller.helper(_Vigil)
+        if vigil is not None:
+            vigil.listeners.pop(id(self), None)
+            if not vigil.listeners:
+                vigil.close()
+
+    def _follow_interfaces(self, present: Sequence[Interface], known: Container[tuple[str, str]]) -> None:
+        """Make the memberships fit the interfaces there are; `known` are those the kernel lists, by name and group."""
+        if self.socket is None:
+            return
+        indices = {interface.index for interface in present}
+        kept = [interface for interface in self.interfaces if interface.index in indices]
+        gone = [interface for interface in self.interfaces if interface.index not in indices]
+        wanted = self._wanted_interfaces(present)
+        # The kernel's list decides, not what we did: a driver that is loaded anew loses memberships. It goes by names,
+        # and these may have been changed, so it is asked under the present ones.
+        before = {interface.index for interface in kept}
+        fresh = [one for one in wanted if one.index not in before or (one.name, self.group.address) not in known]
+        for interface in (*gone, *fresh):
+            leave(self.socket, self.group, interface.index)
+        joined = self._join_fresh(fresh)
+        if gone or joined:
+            still = [interface for interface in kept if interface.index not in {one.index for one in joined}]
+            self.interfaces = (*still, *joined)
+            self._renew_reader(self.socket)
+            self.handle_interfaces(gone, joined)
+
+    @property
+    def _only_interface(self) -> str | None:
+        """The name of the interface packets arrive on, when it can be one alone."""
+        return self.interfaces[0].name if len(self.interfaces) == 1 else None
+
+    def _renew_reader(self, opened: socket.socket) -> None:
+        """Read from this socket from now on, and from the interfaces that are joined now."""
+        old = self._socket_reader
+        packets, octets, truncated = self._read_before
+        self._read_before = (packets + old.packets, octets + old.bytes, truncated + old.truncated)
+        self._socket_reader = batch.Reader(
+            opened,
+            old.mtu,
+            group=old.group,
+            interface=self._only_interface,
+            details=old.details,
+            offload=old.offload,
+        )
+
+    def _wanted_interfaces(self, present: Sequence[Interface]) -> list[Interface]:
+        """Return which of the interfaces `present` this listener is to be joined on."""
+        if not self._asked_interfaces:
+            return usable(present)
+        found = {}
+        for one, name in self._asked_interfaces:
+            for spelling in (one, name):
+                try:
+                    interface = resolve(spelling, present)
+                except InterfaceError:
+                    continue
+                found[interface.index] = interface
+                break
+        return list(found.values())
+
+    def _join_fresh(self, fresh: Sequence[Interface]) -> list[Interface]:
+        """Join on interfaces that are new here; return those where it worked. The rest waits for the next change."""
+        if not fresh or self.socket is None:
+            return []
+        if self.group.needs_interface:
+            return self._reopen_joined(fresh)
+        joined = []
+        for interface in fresh:
+            try:
+                join_on(self.socket, self.group, interface, self._excluded_sources)
+                joined.append(interface)
+            except OSError as error:
+                _log.warning("%s is not joined on %s: %s", self.group, interface.name, error)
+        if self._asked_interfaces:
+            confine(self.socket, self.group, [*self.interfaces, *joined], self._kernel_program)
+        return joined
+
+    @property
+    def _kernel_refuses(self) -> bool:
+        return bool(self._kernel_program) or (bool(self._asked_interfaces) and crosses_interfaces(self.group))
+
+    def _reopen_joined(self, fresh: Sequence[Interface]) -> list[Interface]:
+        """Take a new socket: one for a link-local group is bound to its interface, and does not outlive it."""
+        assert self.socket is not None  # noqa: S101 -- the caller has looked
+        try:
+            opened, joined = self._with_program(functools.partial(self._open_joined, fresh))
+        except OSError as error:
+            _log.warning("%s is not joined on %s: %s", self.group, fresh[0].name, error)
+            return []
+        self._count_drops()
+        poller = self.poller
+        poller.unregister(self)
+        self.socket.close()
+        self.socket = opened
+        self._count_from(opened)
+        poller.register(self, self._flags)
+        return joined
+
+    def __repr__(self) -> str:
+        where = ",".join(interface.name for interface in self.interfaces)
+        return f"<{type(self).__name__} {self.group} on {where}{', closed' if self.closed else ''}>"
+
+    def _leave(self, socket: socket.socket) -> None:
+        for interface in self.interfaces:
+            leave(socket, self.group, interface.index)
+        super()._leave(socket)
+
+
+class _Vigil(Watch):
+    """Keeps the listeners of a poller joined while interfaces come and go."""
+
+    # Changes come in flocks. It looks when there were none for a moment, and not much later if they do not end.
+    _MOMENT, _PATIENCE = 0.2, 1.0
+
+    def __init__(self, poller: Poller) -> None:
+        super().__init__(self._changed_something)
+        # By identity: a subclass may say when two of them are equal, and so take away their hash.
+        self.listeners: dict[int, MulticastListener] = {}
+        self._poller = poller
+        self._timer: Timer | None = None
+        self._since: float | None = None
+        poller.add_helper(self)
+
+    def _changed_something(self) -> None:
+        now = self._poller.time()
+        self._since = now if self._since is None else self._since
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._poller.call_at(min(now + self._MOMENT, self._since + self._PATIENCE), self._look)
+
+    def _look(self) -> None:
+        self._since = None
+        present = interfaces()
+        known = {(membership.interface, membership.group) for membership in memberships()}
+        for listener in list(self.listeners.values()):
+            listener._follow_interfaces(present, known)
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._poller.remove_helper(self)
+        super().close()
