@@ -10,6 +10,7 @@ from typing import Any
 
 import netns
 import pytest
+from helpers import Clock
 
 import multicast
 from multicast import Address, Interface, MulticastListener, Poller, interfaces, sockets
@@ -134,6 +135,45 @@ def test_flapping_is_damped(
     assert listener.changes == []
 
 
+def test_changes_that_do_not_end_do_not_put_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[float] = []
+    clock = Clock()
+
+    def look() -> list[interfaces.Membership]:
+        looks.append(clock())
+        return []
+
+    monkeypatch.setattr("multicast.listeners.membership.memberships", look)
+    with Poller(clock=clock) as poller, Collector(interface="lo", poller=poller):
+        watch = poller.helper(interfaces.Watch)
+        assert watch is not None
+        began = clock()
+        for _ in range(50):  # five seconds of it
+            watch._changed()
+            clock.advance(0.1)
+            poller.poll(0)
+    assert looks
+    assert looks[0] - began <= 1.2
+    assert 3 <= len(looks) <= 6
+
+
+def test_notes_of_changes_that_were_lost_are_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel says ENOBUFS (netlink(7)) when there were more than its buffer holds."""
+
+    class Overrun:
+        answers = iter([OSError(errno.ENOBUFS, ""), BlockingIOError()])
+
+        def recv(self, size: int) -> bytes:
+            raise next(self.answers)
+
+    changes: list[None] = []
+    watch = interfaces.Watch(lambda: changes.append(None))
+    watch.close()
+    monkeypatch.setattr(watch, "_socket", Overrun())
+    watch.handle_read()
+    assert changes == [None]
+
+
 def test_a_membership_that_was_lost_is_made_again(hosts: tuple[netns.Host, netns.Host], poller: Poller) -> None:
     """As after a driver was loaded anew: the interface is there, and the kernel does not list the group."""
     a, b = hosts
@@ -174,15 +214,16 @@ class Counter(multicast.Multicaster):
         self.errors.append(exc)
 
 
+@pytest.mark.parametrize("by", ["name", "index"])
 @pytest.mark.parametrize("anew", [False, True], ids=["down and up", "made anew"])
 def test_a_sender_says_once_that_the_network_is_gone_and_resumes(
-    hosts: tuple[netns.Host, netns.Host], poller: Poller, anew: bool
+    hosts: tuple[netns.Host, netns.Host], poller: Poller, anew: bool, by: str
 ) -> None:
     a, b = hosts
     with b.inside():
         listener = Collector(interface="vb", poller=poller)
     with a.inside():
-        sender = Counter(interface="va", poller=poller)
+        sender = Counter(interface=getattr(interfaces.resolve("va"), by), poller=poller)
         poll_until(poller, lambda: len(listener.got) >= 3)
         a.ip("link del va" if anew else "link set va down")
         poll_until(poller, lambda: sender.errors)

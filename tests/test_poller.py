@@ -24,6 +24,7 @@ from helpers import PATIENCE, Clock, Keeper, Pair, Script, descriptors, in_child
 
 import multicast
 from multicast import ArgumentError, Dispatcher, Poller, RegistrationError
+from multicast.poller import polling
 
 # These tests keep to this host, so that they may run where there is no private network namespace.
 pytestmark = pytest.mark.lo_alone
@@ -1529,6 +1530,15 @@ def test_a_poller_opens_nothing_until_it_is_used(pair: Callable[..., Pair]) -> N
     assert descriptors() != before
     poller.close()
     assert descriptors() == before
+
+
+def test_what_was_unregistered_is_forgotten_whole(poller: Poller, pair: Callable[..., Pair]) -> None:
+    before = len(polling._owners)
+    one = pair()
+    for _ in range(10):
+        poller.register(one)
+        poller.unregister(one)
+    assert len(polling._owners) == before
 
 
 def test_a_closed_poller_has_closed_its_dispatchers_and_let_the_rest_go(pair: Callable[..., Pair]) -> None:
