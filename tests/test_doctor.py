@@ -626,3 +626,37 @@ def test_the_table_of_packets_has_a_limit() -> None:
     for number in range(2000):
         table.add("eth0", "239.1.1.1", 5000, f"10.0.{number // 256}.{number % 256}", 1)
     assert len(table.seen()) == 512
+
+
+class Tap:
+    """A packet socket that has packets, each as from an interface eth0."""
+
+    def __init__(self, packets: list[bytes]) -> None:
+        self._left = iter(packets)
+
+    def recvfrom(self, size: int) -> tuple[bytes, tuple[str, int, int]]:
+        try:
+            return next(self._left)[:size], ("eth0", 0x800, 2)
+        except StopIteration:
+            raise BlockingIOError from None
+
+
+def test_forged_packets_leave_room_for_those_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def to(group: int, source: int, data: bytes = UDP) -> bytes:
+        packet = bytearray(ipv4(data))
+        packet[12:16], packet[19] = source.to_bytes(4, "big"), group
+        return bytes(packet)
+
+    other_port = struct.pack("!HHHH", 4000, 5001, 8, 0)
+    forged = [to(2, number) for number in range(600)] + [to(1, number, other_port) for number in range(600)]
+    later = bytearray(to(1, 5))
+    later[6:8] = b"\0\x10"
+    monkeypatch.setattr(wire, "open_wire", lambda: Tap([*forged, to(1, 7), to(1, 7), bytes(later)]))
+    looking = wire.Wire("239.1.1.1", 5000)
+    for _ in range(len(forged) // batch.LIMIT + 1):
+        looking.handle_read()
+    assert len(looking.seen()) == 1 + 512
+    assert looking.seen()[0] == Seen("eth0", "239.1.1.1", 5000, "0.0.0.7", 3, packets=2)
+    assert looking.fragments == 1
+    looking.restart()
+    assert (looking.seen(), looking.fragments) == ((), 0)

@@ -317,7 +317,7 @@ def gather(
         wire = None
         if on_wire:
             try:
-                wire = Wire()
+                wire = Wire(group.address, group.port)
                 stack.callback(wire.close)
                 poller.register(wire)
             except OSError:  # no packet sockets in this kernel
@@ -329,8 +329,10 @@ def gather(
             )
             ears.open_others([address for address in others if address != "224.0.0.1"][:16])
         _drain(poller)
-        for table in (ears.narrow, ears.broad, ears.other, *(() if wire is None else (wire.packets,))):
+        for table in (ears.narrow, ears.broad, ears.other):
             table.counts.clear()  # all is counted from here on
+        if wire is not None:
+            wire.restart()
         counted = kernel.counters(ipv6)
         dropped = {inode: drops for inode, (_, drops) in kernel.holders().items()}
         _wait(poller, wait, ears, progress)
@@ -366,8 +368,8 @@ def gather(
         arrived=ears.narrow.seen(),
         anywhere=ears.broad.seen(),
         others=ears.other.seen(),
-        wire=None if wire is None else wire.packets.seen(),
-        fragments=0 if wire is None else wire.fragments.get(group.address, 0),
+        wire=None if wire is None else wire.seen(),
+        fragments=0 if wire is None else wire.fragments,
         queriers=() if wire is None else tuple(wire.queriers),
         uid=os.geteuid(),
         holders=tuple(
@@ -442,13 +444,13 @@ def _sent_and_unheard(counted: Mapping[str, int], wire: Wire | None, group: Grou
     if ears.broad.counts:
         return False
     if wire is not None:
-        return any(seen.outgoing and seen.group == group.address for seen in wire.packets.seen())
+        return any(seen.outgoing and seen.group == group.address for seen in wire.seen())
     return bool(counted.get("Udp:OutDatagrams") and counted.get("Ip:OutMcastPkts"))
 
 
 def _sources(group: Group, ears: _Ears, wire: Wire | None) -> list[str]:
     """Return the addresses from where packets came or should come."""
-    seen = [*ears.narrow.seen(), *ears.broad.seen(), *(wire.packets.seen() if wire is not None else ())]
+    seen = [*ears.narrow.seen(), *ears.broad.seen(), *(wire.seen() if wire is not None else ())]
     heard = [one.source for one in seen if one.group == group.address and not one.outgoing]
     return list(dict.fromkeys([*group.sources, *heard]))[:64]
 

@@ -57,14 +57,16 @@ class Table:
 
 
 class Wire:
-    """Counts what is on the wire."""
+    """Counts what is on the wire, with room kept for what goes to one group and port whatever else there is."""
 
-    def __init__(self) -> None:
+    def __init__(self, group: str, port: int) -> None:
         """Raise `OSError` where packet sockets are not allowed."""
         self._socket = open_wire()
-        self.packets = Table()
+        self._asked = group, port
+        self._to_asked, self._others = Table(), Table()
         self.queriers: dict[tuple[str, str], None] = {}
-        self.fragments: dict[str, int] = {}
+        #: Later fragments of datagrams for the group.
+        self.fragments = 0
 
     def fileno(self) -> int:
         """Return the descriptor to watch for reading."""
@@ -73,6 +75,16 @@ class Wire:
     def close(self) -> None:
         """Stop looking."""
         self._socket.close()
+
+    def seen(self) -> tuple[Seen, ...]:
+        """Return what was counted since `restart`, what goes to the group and port first."""
+        return self._to_asked.seen() + self._others.seen()
+
+    def restart(self) -> None:
+        """Count all anew, but for the queriers."""
+        self._to_asked.counts.clear()
+        self._others.counts.clear()
+        self.fragments = 0
 
     def handle_read(self) -> None:
         """Read and count one batch; called by the poller."""
@@ -99,12 +111,10 @@ class Wire:
         if packet.kind == "query" and not outgoing and len(self.queriers) < _MOST:
             self.queriers[name, packet.source] = None
         elif packet.kind == "fragment":
-            if packet.group in self.fragments or len(self.fragments) < _MOST:
-                self.fragments[packet.group] = self.fragments.get(packet.group, 0) + (not outgoing)
+            self.fragments += packet.group == self._asked[0] and not outgoing
         elif packet.kind == "udp":
-            self.packets.add(
-                name, packet.group, packet.port, packet.source, packet.ttl, outgoing, packet.fragmented
-            )
+            table = self._to_asked if (packet.group, packet.port) == self._asked else self._others
+            table.add(name, packet.group, packet.port, packet.source, packet.ttl, outgoing, packet.fragmented)
 
 
 @dataclass(frozen=True, slots=True)
