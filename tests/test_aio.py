@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import os
 import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_type
 
 import anyio
 import helpers
@@ -18,6 +21,8 @@ import uvloop
 
 import multicast
 from multicast import Address, MulticastListener, Poller, aio
+from multicast.discovery import Responder
+from multicast.sockets import Group
 
 GROUP = "239.77.1.1"
 OTHER = "239.77.1.2"
@@ -176,10 +181,33 @@ def test_closing_ends_the_iteration_of_a_task_that_waits(run: Run, free_port: in
                     events.append("packet")
             events.append("ended")
 
+        before = descriptors()
         async with in_tasks(receive, GROUP):
             await joined(GROUP)
             packets.close()
             packets.close()
+        assert descriptors() == before
+        return events
+
+    assert run(main) == ["ended"]
+
+
+def test_leaving_the_context_ends_the_iteration_of_another_task(run: Run, free_port: int) -> None:
+    async def main() -> list[str]:
+        events = []
+        packets = aio.listen(GROUP, free_port)
+        before = descriptors()
+
+        async def receive(_: str) -> None:
+            async for _packet in packets:
+                events.append("packet")
+            events.append("ended")
+
+        async with packets, in_tasks(receive, GROUP):
+            await anyio.lowlevel.checkpoint()
+            await anyio.lowlevel.checkpoint()
+            await packets.__aexit__()
+        assert descriptors() == before
         return events
 
     assert run(main) == ["ended"]
@@ -230,6 +258,12 @@ def test_bad_arguments_raise_on_entering_and_leave_nothing(run: Run) -> None:
     run(main)
 
 
+@pytest.mark.parametrize("limit", [0, -1, "x", True])
+def test_a_limit_that_is_no_number_of_packets_is_refused_before_anything_is_opened(limit: Any) -> None:
+    with pytest.raises(multicast.ArgumentError, match="limit must be a number of packets, 1 or more"):
+        aio.listen(GROUP, limit=limit)
+
+
 # -- sending -------------------------------------------------------------------------------------------------------
 
 
@@ -273,18 +307,36 @@ def test_a_sender_sends_again_and_again_from_one_port(run: Run, free_port: int) 
     assert run(main) == ([b"a", b"b", b"c"], 1)
 
 
-@pytest.mark.needs_namespaces
-@pytest.mark.needs_program("tc")
-def test_a_sender_waits_while_the_kernel_has_no_room(run: Run, lab: Any, free_port: int) -> None:
-    """With a slow queue and a small socket buffer, everything is sent, in order."""
-    # The dummy wire is a veth pair inside our own namespace; its other end nobody reads.
+@contextmanager
+def slow_wire(rate: str) -> Iterator[None]:
+    """Make "vslow", a veth pair in our own namespace that takes packets at `rate`; the other end, "vfar", nobody reads.
+
+    The burst is a token bucket's: so many bytes go at once.
+    """
     subprocess.run(["ip", "link", "add", "vslow", "type", "veth", "peer", "name", "vfar"], check=True)
     try:
         for name in ("vslow", "vfar"):
             subprocess.run(["ip", "link", "set", name, "up"], check=True)
         subprocess.run(["ip", "addr", "add", "10.88.0.1/24", "dev", "vslow"], check=True)
-        tbf = "tc qdisc replace dev vslow root tbf rate 4mbit burst 4kb limit 10mb"
+        tbf = f"tc qdisc replace dev vslow root tbf rate {rate} burst 4kb limit 10mb"
         subprocess.run(tbf.split(), check=True)
+        yield
+    finally:
+        subprocess.run(["ip", "link", "del", "vslow"], check=True)
+
+
+def small_sender(port: int) -> aio.Sender:
+    """A sender by the slow wire whose socket has room for few packets."""
+    sender = aio.Sender(GROUP, port, interface="vslow")
+    sender._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+    return sender
+
+
+@pytest.mark.needs_namespaces
+@pytest.mark.needs_program("tc")
+def test_a_sender_waits_while_the_kernel_has_no_room(run: Run, lab: Any, free_port: int) -> None:
+    """With a slow queue and a small socket buffer, everything is sent, in order."""
+    with slow_wire("4mbit"):
         sniffer = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800))
         with sniffer:
             sniffer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)  # all frames, before any is read
@@ -292,8 +344,7 @@ def test_a_sender_waits_while_the_kernel_has_no_room(run: Run, lab: Any, free_po
             sniffer.settimeout(10)
 
             async def main() -> int:
-                async with aio.Sender(GROUP, free_port, interface="vslow") as sender:
-                    sender._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+                async with small_sender(free_port) as sender:
                     return await sender.send(b"%04d" % number + bytes(996) for number in range(100))
 
             assert run(main) == 100
@@ -303,8 +354,62 @@ def test_a_sender_waits_while_the_kernel_has_no_room(run: Run, lab: Any, free_po
                 if frame[9] == socket.IPPROTO_UDP and frame[16:20] == socket.inet_aton(GROUP):
                     numbers.append(int(frame[28:32]))
             assert numbers == list(range(100))
-    finally:
-        subprocess.run(["ip", "link", "del", "vslow"], check=True)
+
+
+@pytest.mark.needs_namespaces
+@pytest.mark.needs_program("tc")
+def test_two_tasks_may_wait_for_room_at_one_sender(run: Run, lab: Any, free_port: int) -> None:
+    async def main() -> list[int]:
+        sent: list[int] = []
+        async with small_sender(free_port) as sender:
+
+            async def send(_: str) -> None:
+                sent.append(await sender.send(bytes(1000) for _ in range(50)))
+
+            async with in_tasks(send, "one", "two"):
+                pass
+            assert not sender._wakers
+        return sent
+
+    with slow_wire("4mbit"):
+        assert run(main) == [50, 50]
+
+
+@pytest.mark.needs_namespaces
+@pytest.mark.needs_program("tc")
+def test_closing_a_sender_ends_the_waiting_of_a_task(run: Run, lab: Any, free_port: int) -> None:
+    async def main() -> list[str]:
+        notes: list[str] = []
+        sender = small_sender(free_port)
+        before = descriptors()
+
+        async def send(_: str) -> None:
+            with pytest.raises(OSError) as caught:
+                await sender.send(bytes(1000) for _ in range(100))
+            notes.extend(caught.value.__notes__)
+
+        async with in_tasks(send, "one", "two"):
+            while len(sender._wakers) < 2:
+                await anyio.lowlevel.checkpoint()
+            sender.close()
+            sender.close()
+        assert len(descriptors()) == len(before) - 1
+        return notes
+
+    with slow_wire("1kbit"):
+        notes = run(main)
+    assert notes.count("The sender is closed; make another one to send more.") == 2
+
+
+def test_a_sender_that_was_closed_says_so(run: Run, free_port: int) -> None:
+    async def main() -> None:
+        async with aio.Sender(GROUP, free_port) as sender:
+            pass
+        with pytest.raises(OSError) as caught:
+            await sender.send("x")
+        assert "The sender is closed; make another one to send more." in caught.value.__notes__
+
+    run(main)
 
 
 # -- driving a poller ----------------------------------------------------------------------------------------------
@@ -377,6 +482,156 @@ def test_a_cancellation_from_outside_stays_a_cancellation(run_asyncio: Run, poll
         return "not cancelled"
 
     assert run_asyncio(main) == "cancelled"
+
+
+def test_a_cancellation_from_outside_is_not_lost_to_an_error(run_asyncio: Run, poller: Poller) -> None:
+    async def main() -> tuple[bool, str]:
+        contexts: list[str] = []
+
+        def fails() -> None:
+            task.cancel()
+            raise LookupError("at the same moment")
+
+        async def inside() -> None:
+            try:
+                async with aio.drive(poller):
+                    poller.call_soon(fails)
+                    await asyncio.sleep(30)
+            except asyncio.CancelledError as cancellation:
+                contexts.append(repr(cancellation.__context__))
+                raise
+
+        task = asyncio.create_task(inside())
+        await asyncio.wait([task])
+        return task.cancelled(), contexts[0]
+
+    assert run_asyncio(main) == (True, "LookupError('at the same moment')")
+
+
+def test_a_cancellation_from_outside_is_not_lost_as_the_body_ends(run_asyncio: Run, poller: Poller) -> None:
+    async def main() -> bool:
+        async def inside() -> None:
+            async with aio.drive(poller):
+                poller.call_soon(int, "no number")
+                try:
+                    await asyncio.sleep(30)
+                except asyncio.CancelledError:
+                    task.cancel()  # by somebody else, as it seems
+
+        task = asyncio.create_task(inside())
+        await asyncio.wait([task])
+        return task.cancelled()
+
+    assert run_asyncio(main) is True
+
+
+@pytest.mark.parametrize("run_trio", [on_trio, on_anyio_over_trio])
+def test_on_trio_an_error_goes_before_a_cancellation_from_outside(run_trio: Run, poller: Poller) -> None:
+    """As in trio's own nurseries: what is cancelled can be cancelled later, and an error is there once."""
+
+    async def main() -> None:
+        def fails() -> None:
+            scope.cancel()
+            raise LookupError("at the same moment")
+
+        scope = trio.CancelScope()
+        with pytest.raises(LookupError, match="at the same moment"), scope:  # noqa: PT012 -- this is where it must arrive
+            async with aio.drive(poller):
+                poller.call_soon(fails)
+                await trio.sleep(30)
+
+    run_trio(main)
+
+
+def test_an_error_of_the_body_in_answer_has_that_of_the_handler_as_its_context(run: Run, poller: Poller) -> None:
+    def fails() -> None:
+        raise LookupError("from a timer")
+
+    async def main() -> BaseException | None:
+        with pytest.raises(RuntimeError, match="of the body") as caught:  # noqa: PT012 -- the body is where it is raised
+            async with aio.drive(poller):
+                poller.call_later(0.001, fails)
+                try:
+                    await anyio.sleep(30)
+                except anyio.get_cancelled_exc_class():
+                    raise RuntimeError("of the body") from None
+        await anyio.sleep(0)  # and no cancellation is left over
+        return caught.value.__context__
+
+    assert repr(run(main)) == "LookupError('from a timer')"
+
+
+def test_an_error_of_the_body_alone_is_raised_as_it_is(run: Run, poller: Poller) -> None:
+    async def main() -> tuple[list[str], str]:
+        with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012 -- the body is where it is raised
+            async with aio.drive(poller):
+                try:
+                    int("no number")
+                except ValueError:
+                    raise ExceptionGroup("of the body", [KeyError("one")])  # noqa: B904 -- its context counts here
+        return [repr(error) for error in caught.value.exceptions], type(caught.value.__context__).__name__
+
+    assert run(main) == (["KeyError('one')"], "ValueError")
+
+
+def test_an_error_of_a_handler_keeps_its_cause_and_its_context(run: Run, poller: Poller) -> None:
+    def fails() -> None:
+        try:
+            int("no number")
+        except ValueError as error:
+            raise LookupError("from a timer") from error
+
+    async def main() -> tuple[str, str]:
+        with pytest.raises(LookupError) as caught:  # noqa: PT012 -- the body is where it must arrive
+            async with aio.drive(poller):
+                poller.call_soon(fails)
+                await anyio.sleep(30)
+        return type(caught.value.__cause__).__name__, type(caught.value.__context__).__name__
+
+    assert run(main) == ("ValueError", "ValueError")
+
+
+def test_after_an_error_no_handler_runs_while_the_body_clears_up(run_asyncio: Run, poller: Poller) -> None:
+    ran: list[str] = []
+
+    async def main() -> None:
+        with pytest.raises(ValueError, match="no number"):  # noqa: PT012 -- the body is where it must arrive
+            async with aio.drive(poller):
+                poller.call_soon(int, "no number")
+                poller.call_soon(ran.append, "the next")
+                try:
+                    await asyncio.sleep(30)
+                finally:
+                    for _ in range(10):
+                        await asyncio.sleep(0)
+                    ran.append("cleared up")
+
+    run_asyncio(main)
+    assert ran == ["cleared up"]
+
+
+@pytest.mark.parametrize("turns", [0, 3])
+def test_a_driven_poller_may_be_closed(run: Run, poller: Poller, turns: int, free_port: int) -> None:
+    async def main() -> None:
+        before = descriptors()
+        listener = Collector(port=free_port, poller=poller)
+        async with aio.drive(poller):
+            for _ in range(turns):  # event loops tell the kernel at different times what they watch
+                await anyio.lowlevel.checkpoint()
+            poller.close()
+            # What has the numbers next is nobody's business here.
+            others = socket.socketpair(), socket.socketpair()
+            for pair in others:
+                pair[0].send(b"readable")
+            for _ in range(3):
+                await anyio.sleep(0.001)
+            for pair in others:
+                for end in pair:
+                    end.close()
+        assert listener.closed
+        assert descriptors() == before
+
+    run(main)
 
 
 def test_an_idle_driven_poller_wakes_nobody(run: Run, poller: Poller, free_port: int) -> None:
@@ -454,6 +709,168 @@ def test_what_an_async_handler_raises_reaches_the_task_inside(run: Run, free_por
     run(main)
 
 
+def test_closing_replies_ends_the_waiting_of_a_task(run: Run, free_port: int) -> None:
+    async def main(turns: int, close: Callable[[aio.Replies], object]) -> list[object]:
+        got: list[object] = []
+        before = descriptors()
+        replies = aio.request("anybody?", GROUP, free_port, timeout=None)
+
+        async def ask(_: str) -> None:
+            got.append(await replies)
+
+        async with in_tasks(ask, GROUP):
+            for _ in range(turns):
+                await anyio.lowlevel.checkpoint()
+            close(replies)
+            close(replies)
+        assert descriptors() == before
+        return got
+
+    for turns in (1, 2, 5):
+        assert run(functools.partial(main, turns, lambda replies: replies.close())) == [[]]
+
+
+def test_leaving_the_context_of_replies_ends_the_waiting_of_a_task(run: Run, free_port: int) -> None:
+    async def main() -> list[str]:
+        events = []
+
+        async def ask(_: str) -> None:
+            async for _reply in replies:
+                raise AssertionError("nobody answers")
+            events.append("ended")
+
+        async with in_tasks(ask, ""), replies:
+            await anyio.lowlevel.checkpoint()
+            await anyio.lowlevel.checkpoint()
+        return events
+
+    replies = aio.request("anybody?", GROUP, free_port, timeout=None)
+    assert run(main) == ["ended"]
+
+
+def test_two_tasks_cannot_wait_on_one_request(run: Run, free_port: int) -> None:
+    async def main() -> list[str]:
+        events: list[str] = []
+        replies = aio.request("anybody?", GROUP, free_port, timeout=None)
+
+        async def ask(_: str) -> None:
+            try:
+                await replies
+                events.append("ended")
+            except RuntimeError as error:
+                events.append(str(error))
+                replies.close()  # only now, so the first had still waited
+
+        async with in_tasks(ask, "one", "two"):
+            pass
+        return events
+
+    refused, ended = run(main)
+    assert refused == "another task waits for the next reply already; give each task a request of its own"
+    assert ended == "ended"
+
+
+def test_an_error_of_a_handler_that_is_cancelled_on_leaving_is_raised(run: Run, free_port: int) -> None:
+    async def main() -> None:
+        begun = anyio.Event()
+
+        async def answer(packet: bytes, addr: Address) -> bytes:
+            begun.set()
+            try:
+                await anyio.sleep(30)
+            finally:
+                raise LookupError("no time to answer")
+
+        with pytest.raises(LookupError, match="no time to answer"):  # noqa: PT012 -- leaving is where it is raised
+            async with aio.responder(answer, GROUP, free_port):
+                await aio.sendto("question", GROUP, free_port)
+                await begun.wait()
+        await anyio.sleep(0)  # and no cancellation is left over
+
+    run(main)
+
+
+def test_an_error_on_leaving_lets_other_handlers_clear_up(run_asyncio: Run, free_port: int) -> None:
+    async def main() -> list[bytes]:
+        begun: list[bytes] = []
+        cleared_up: list[bytes] = []
+
+        async def answer(packet: bytes, addr: Address) -> None:
+            begun.append(packet)
+            try:
+                await asyncio.sleep(30)
+            finally:
+                if packet == b"fails":
+                    raise LookupError("no time to answer")
+                for _ in range(3):
+                    await asyncio.sleep(0)
+                cleared_up.append(packet)
+
+        with pytest.raises(LookupError, match="no time to answer"):  # noqa: PT012 -- leaving is where it is raised
+            async with aio.responder(answer, GROUP, free_port):
+                multicast.sendto(["one", "fails", "two"], GROUP, free_port)
+                while len(begun) < 3:
+                    await asyncio.sleep(0)
+        return sorted(cleared_up)
+
+    assert run_asyncio(main) == [b"one", b"two"]
+
+
+def test_requests_that_wait_for_a_handler_are_not_begun_on_leaving(run_asyncio: Run, free_port: int) -> None:
+    async def main() -> tuple[list[bytes], int]:
+        begun: list[bytes] = []
+
+        async def answer(packet: bytes, addr: Address) -> None:
+            begun.append(packet)
+            await asyncio.sleep(30)
+
+        async with aio.responder(answer, GROUP, free_port, concurrent=1) as responder:
+            multicast.sendto(["one", "two", "three"], GROUP, free_port)
+            while not begun:
+                await asyncio.sleep(0)
+            assert responder.statistics().packets == 3
+        return begun, len(asyncio.all_tasks())
+
+    assert run_asyncio(main) == ([b"one"], 1)
+
+
+def test_further_requests_are_left_in_the_kernel(run: Run, free_port: int) -> None:
+    async def main() -> tuple[int, int]:
+        begun, release = anyio.Event(), anyio.Event()
+
+        async def answer(packet: bytes, addr: Address) -> bytes:
+            begun.set()
+            await release.wait()
+            return packet
+
+        async with aio.responder(answer, GROUP, free_port, concurrent=1) as responder:
+            asked = [aio.request("0", GROUP, free_port, limit=1, timeout=30)]
+            await begun.wait()
+            for number in (1, 2, 3):
+                asked.append(aio.request(str(number), GROUP, free_port, limit=1, timeout=30))
+                responder.poller.poll(0)
+            read = responder.statistics().packets
+            release.set()
+            return read, sum([len(await one) for one in asked])
+
+    read, answered = run(main)
+    assert read == 2  # the one that is answered, and the one that showed that there are too many
+    assert answered == 4
+
+
+@pytest.mark.parametrize("concurrent", [0, -1, 1.5])
+def test_a_number_of_handlers_that_is_none_is_refused(run: Run, concurrent: Any) -> None:
+    async def answer(packet: bytes, addr: Address) -> None:
+        pass
+
+    async def main() -> None:
+        with pytest.raises(multicast.ArgumentError, match="concurrent must be a number of handlers, 1 or more"):
+            async with aio.responder(answer, GROUP, concurrent=concurrent):
+                pass
+
+    run(main)
+
+
 def test_requests_beyond_those_being_answered_wait_in_the_kernel(run: Run, free_port: int) -> None:
     async def main() -> tuple[int, int]:
         busy = most = 0
@@ -506,6 +923,12 @@ class Recording(asyncio.DatagramProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.note("lost", exc)
+
+    def pause_writing(self) -> None:
+        self.note("paused")
+
+    def resume_writing(self) -> None:
+        self.note("resumed")
 
 
 def test_an_endpoint_receives_from_its_group_and_sends_to_it(run_asyncio: Run, free_port: int) -> None:
@@ -584,6 +1007,151 @@ def test_what_a_protocol_raises_goes_to_the_loop_and_the_rest_is_received(run_as
     assert reports == ["bad packet"]
 
 
+@pytest.mark.parametrize(
+    "address,words",
+    [
+        (("some.host", 1), "'some.host' is not an IP address; names are not looked up"),
+        (("localhost", 1), "names are not looked up"),
+        (("", 1), "names are not looked up"),
+        (("::1", 1), "::1 is an IPv6 address, and the group of this transport is not"),
+        (("0.0.0.0", 1), "nothing can be sent there"),  # noqa: S104 -- is what must be refused
+        (("127.0.0.1",), "a tuple of address and port"),
+        ("127.0.0.1:1", "names are not looked up"),
+    ],
+)
+def test_an_endpoint_sends_to_addresses_alone_and_looks_up_no_name(
+    run_asyncio: Run, free_port: int, address: Any, words: str
+) -> None:
+    async def main() -> list[Any]:
+        transport, protocol = await aio.create_multicast_endpoint(Recording, GROUP, free_port)
+        with pytest.raises(multicast.GroupError, match=words):
+            transport.sendto(b"x", address)
+        with pytest.raises(multicast.ArgumentError, match="port must be a number from 1 to 65535"):
+            transport.sendto(b"x", ("127.0.0.1", 0))
+        transport.close()
+        await protocol.until(("lost", None))
+        return protocol.events
+
+    assert run_asyncio(main) == ["made", ("lost", None)]
+
+
+def test_an_endpoint_takes_an_error_and_all_that_is_left_of_it(run_asyncio: Run, free_port: int) -> None:
+    class Looks(Recording):
+        transport: Any
+
+        def error_received(self, exc: Exception) -> None:
+            super().error_received(exc)
+            with pytest.raises(BlockingIOError):
+                self.transport._private.socket.recvmsg(1, 0, socket.MSG_ERRQUEUE)
+            self.note("nothing left")
+
+    async def main() -> list[Any]:
+        transport, protocol = await aio.create_multicast_endpoint(Looks, GROUP, free_port)
+        protocol.transport = transport
+        await protocol.until("made")
+        transport.sendto(b"x", ("127.0.0.1", free_port))  # where the group is received, and unicast is not
+        await protocol.until("nothing left")
+        transport.close()
+        await protocol.until(("lost", None))
+        return protocol.events
+
+    assert run_asyncio(main) == ["made", ("error", "ConnectionRefusedError"), "nothing left", ("lost", None)]
+
+
+def test_a_protocol_is_resumed_before_all_of_it_is_sent(run_asyncio: Run, free_port: int) -> None:
+    async def main() -> list[Any]:
+        transport, protocol = await aio.create_multicast_endpoint(Recording, GROUP, free_port)
+        await protocol.until("made")
+        room = 0
+
+        def send(packet: bytes, sockaddr: object) -> bool:
+            nonlocal room
+            room -= 1
+            return room >= 0
+
+        private = transport._private
+        private.send = send  # type: ignore[method-assign]
+        sizes: list[int] = []
+        for number in range(70):
+            transport.sendto(bytes(1000))
+            if "paused" in protocol.events and not sizes:
+                sizes.append(1000 * (number + 1))
+        for more in range(1, 71):
+            room = 1
+            private.handle_write()
+            if "resumed" in protocol.events:
+                sizes.append(1000 * (70 - more))
+                break
+        assert transport.get_write_buffer_size() == sizes[-1]
+        transport.abort()
+        await protocol.until(("lost", None))
+        return [*protocol.events, *sizes]
+
+    # asyncio's own limits: 64 KiB, and a quarter of that.
+    assert run_asyncio(main) == ["made", "paused", "resumed", ("lost", None), 66_000, 16_000]
+
+
+# -- what a type checker is told ---------------------------------------------------------------------------------------
+
+
+def test_a_type_checker_knows_what_is_received_and_asked(run: Run, free_port: int) -> None:
+    """mypy reads this too, and finds an `assert_type` that is wrong and an `ignore` that is not needed."""
+
+    async def answer(packet: bytes, addr: Address) -> bytes:
+        return packet
+
+    async def main() -> None:
+        async with aio.responder(answer, GROUP, free_port, per_source=10, exclude=["127.0.0.9"]) as responder:
+            assert_type(responder, Responder)
+            assert_type(await aio.request("x", GROUP, free_port, limit=1), list[tuple[bytes, Address]])
+            async for reply in aio.request("x", GROUP, free_port, limit=1):
+                assert_type(reply, tuple[bytes, Address])
+        async with aio.listen(GROUP, free_port, sources=["127.0.0.1"], details=True) as packets:
+            assert_type(packets, aio.Packets)
+            await aio.sendto("x", GROUP, free_port)
+            assert_type(await anext(packets), tuple[bytes, Address])
+
+    run(main)
+
+
+def test_a_type_checker_refuses_what_is_refused_at_run_time(run: Run, free_port: int) -> None:
+    async def answer(packet: bytes, addr: Address) -> bytes:
+        return packet
+
+    async def main() -> None:
+        with pytest.raises(TypeError, match="rcvbufff"):
+            aio.listen(GROUP, rcvbufff=3)  # type: ignore[call-overload]
+        with pytest.raises(TypeError, match="rcvbufff"):
+            async with aio.responder(answer, GROUP, rcvbufff=3):  # type: ignore[call-overload]
+                pass
+        with pytest.raises(multicast.GroupError, match="cannot be combined"):
+            async with aio.listen(  # type: ignore[call-overload]
+                GROUP, sources=["127.0.0.1"], exclude=["127.0.0.2"]
+            ):
+                pass
+        with pytest.raises(multicast.GroupError, match="cannot be combined"):
+            async with aio.responder(  # type: ignore[call-overload]
+                answer, GROUP, sources=["127.0.0.1"], exclude=["127.0.0.2"]
+            ):
+                pass
+
+    run(main)
+
+
+def test_a_type_checker_knows_the_protocol_and_the_parts_of_a_transport(run_asyncio: Run, free_port: int) -> None:
+    async def main() -> None:
+        transport, protocol = await aio.create_multicast_endpoint(Recording, GROUP, free_port)
+        assert_type(protocol, Recording)
+        opened = assert_type(transport.get_extra_info("socket"), socket.socket)
+        assert opened.getsockname() == assert_type(transport.get_extra_info("sockname"), tuple[Any, ...])
+        assert assert_type(transport.get_extra_info("group"), Group) == Group(GROUP, free_port)
+        assert transport.get_extra_info("peername") is None
+        transport.close()
+        await protocol.until(("lost", None))
+
+    run_asyncio(main)
+
+
 # -- importing -----------------------------------------------------------------------------------------------------
 
 
@@ -632,6 +1200,11 @@ def test_the_documented_programs_run(program: str, arguments: list[str], expecte
 
 
 # -- helpers -------------------------------------------------------------------------------------------------------
+
+
+def descriptors() -> list[str]:
+    """Return what is open."""
+    return sorted(os.listdir("/proc/self/fd"))
 
 
 async def joined(*groups: str) -> None:

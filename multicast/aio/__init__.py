@@ -11,21 +11,25 @@ a handler is raised in the task that awaits that object, and cancelling the task
 
 from __future__ import annotations
 
+import errno
 import select
 import sys
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
 from multicast import batch
 from multicast.batch import Address
 from multicast.discovery import Reply, Requester, Responder
-from multicast.filters import Filter
+from multicast.errors import check_number
+from multicast.filters import Filter, ShardKey
 from multicast.listeners import MulticastListener, Statistics
 from multicast.poller import Poller
 from multicast.senders import Transmission, as_packets, destination
 from multicast.sockets import DEFAULT_IP, DEFAULT_PORT, WhichInterface, WhichInterfaces, open_sender, takes_bursts
+
+from ._shared import copied
 
 if TYPE_CHECKING:
     import asyncio
@@ -63,14 +67,57 @@ def _backend() -> Any:
 async def drive(poller: Poller) -> AsyncIterator[Poller]:
     """Run `poller` inside the running event loop, timers included, for as long as the context lasts.
 
-    What a handler raises is raised in the task that is inside the context, wherever it waits. Nothing is closed on
-    leaving; an idle poller wakes nobody. Use it for pollers with handlers of your own::
+    What a handler raises is raised in the task that is inside the context, wherever it waits; what that task raises
+    in answer has it as its `__context__`. Nothing is closed on leaving; an idle poller wakes nobody. A poller that is
+    closed inside is driven no more. Use it for pollers with handlers of your own::
 
         async with aio.drive(poller):
             await something
     """
     async with _backend().driving(poller):
         yield poller
+
+
+class _Awaited:
+    """A poller of its own for one object, polled by the task that waits for the next thing from it.
+
+    Entering is claiming the wait. Whoever closes it meanwhile wakes that task, which frees the poller on leaving: an
+    event loop never watches what is closed.
+    """
+
+    def __init__(self, thing: str, owner: str) -> None:
+        self.poller = Poller()
+        self._thing = thing
+        self._owner = owner
+        self._claimed = False
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        if self._claimed:
+            raise RuntimeError(
+                f"another task waits for the next {self._thing} already; give each task {self._owner} of its own"
+            )
+        self._claimed = True
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._claimed = False
+        if self._closed:
+            self.poller.close()
+
+    async def until(self, done: Callable[[], object]) -> None:
+        """Poll until `done()` is true, which it must be once this is closed."""
+        readable = _backend().readable
+        while not done():
+            await readable(self.poller.fileno())
+            self.poller.poll(0)
+
+    def close(self) -> None:
+        self._closed = True
+        if self._claimed:
+            self.poller.call_soon(lambda: None)  # wakes the task that waits
+        else:
+            self.poller.close()
 
 
 class _Receiving(MulticastListener):
@@ -95,16 +142,15 @@ class Packets:
         self._limit = limit
         self._arguments = arguments
         self._options = options
-        self._poller: Poller | None = None
+        self._awaited: _Awaited | None = None
         self._listener: _Receiving | None = None
-        self._awaited = False
 
     async def __aenter__(self) -> Self:
-        self._poller = Poller()
+        self._awaited = _Awaited("packet", "a listener")
         try:
-            self._listener = _Receiving(*self._arguments, poller=self._poller, **self._options)
+            self._listener = _Receiving(*self._arguments, poller=self._awaited.poller, **self._options)
         except BaseException:
-            self._poller.close()
+            self._awaited.close()
             raise
         return self
 
@@ -116,25 +162,15 @@ class Packets:
 
     async def __anext__(self) -> tuple[bytes, Address]:
         """Return the next packet and where it came from, once there is one."""
-        listener, poller = self._listener, self._poller
-        if listener is None or poller is None:
+        listener, awaited = self._listener, self._awaited
+        if listener is None or awaited is None:
             raise RuntimeError("enter the context first: async with aio.listen(...) as packets")
         if self._limit is not None and self._limit <= 0:
             self.close()
         waiting = listener.waiting
         if not waiting:
-            if self._awaited:
-                raise RuntimeError("another task waits for the next packet already; give each task its own listener")
-            readable = _backend().readable
-            self._awaited = True
-            try:
-                while not waiting and not listener.closed:
-                    await readable(poller.fileno())
-                    poller.poll(0)
-            finally:
-                self._awaited = False
-                if listener.closed:
-                    poller.close()
+            with awaited:
+                await awaited.until(lambda: waiting or listener.closed)
         if not waiting or listener.closed:
             raise StopAsyncIteration
         if self._limit is not None:
@@ -143,19 +179,68 @@ class Packets:
 
     def close(self) -> None:
         """Leave the group and end the iteration, that of a task that waits too. Idempotent."""
-        if self._listener is None or self._poller is None:
-            return
-        self._listener.close()
-        if self._awaited:
-            self._poller.call_soon(lambda: None)  # wakes the task that waits; it frees the poller
-        else:
-            self._poller.close()
+        if self._listener is not None and self._awaited is not None:
+            self._listener.close()
+            self._awaited.close()
 
     def statistics(self) -> Statistics:
         """Return what was counted so far; readable after leaving the context too."""
         if self._listener is None:
             raise RuntimeError("enter the context first: async with aio.listen(...) as packets")
         return self._listener.statistics()
+
+
+class _Options(TypedDict, total=False):
+    """The keywords of all listeners, but for those of which only one may be given."""
+
+    filter: Filter
+    interface: WhichInterfaces
+    rcvbuf: int | None
+    kernel_filter: bool
+    offload: bool
+
+
+class _ListenOptions(_Options, total=False):
+    """Those of `listen`."""
+
+    details: bool
+
+
+class _ResponderOptions(_Options, total=False):
+    """Those of `responder`."""
+
+    shard: tuple[int, int] | None
+    shard_key: ShardKey
+    per_source: float
+    total: float
+    longest: int
+    ttl: int
+
+
+@overload
+def listen(
+    ip: str = DEFAULT_IP,
+    port: int = DEFAULT_PORT,
+    mtu: int = 4096,
+    limit: int | None = None,
+    *,
+    sources: Iterable[str] | None = None,
+    exclude: None = None,
+    **options: Unpack[_ListenOptions],
+) -> Packets: ...
+
+
+@overload
+def listen(
+    ip: str = DEFAULT_IP,
+    port: int = DEFAULT_PORT,
+    mtu: int = 4096,
+    limit: int | None = None,
+    *,
+    sources: None = None,
+    exclude: Iterable[str],
+    **options: Unpack[_ListenOptions],
+) -> Packets: ...
 
 
 def listen(
@@ -181,11 +266,14 @@ def listen(
             async for packet, addr in packets:
                 ...
 
-    Ends after `limit` packets where that is given. The other arguments are those of `MulticastListener`, and so are
-    the errors, which are raised on entering. Leaving the context, also by cancellation, leaves the group at once.
-    While nobody asks for the next packet, packets stay in the kernel's buffer (`rcvbuf`); what has no room there is
-    counted in `statistics().dropped`.
+    Ends after `limit` packets where that is given; raises `ArgumentError` where that is less than 1. The other
+    arguments are those of `MulticastListener`, and so are the errors, which are raised on entering; `sources` and
+    `exclude` cannot be combined. Leaving the context, also by cancellation, leaves the group at once. While nobody
+    asks for the next packet, packets stay in the kernel's buffer (`rcvbuf`); what has no room there is counted in
+    `statistics().dropped`.
     """
+    if limit is not None:
+        check_number("limit", limit, of="packets")
     options = {
         "interface": interface,
         "sources": sources,
@@ -217,6 +305,7 @@ class Sender:
         loopback: bool = True,
     ) -> None:
         self._to = destination(ip, port)
+        self._wakers: set[Callable[[], object]] = set()  # of the tasks that wait for room
         self._socket, sockaddr = open_sender(
             self._to, ttl, interface=interface, source_ip=source_ip, source_port=source_port, loopback=loopback
         )
@@ -230,16 +319,25 @@ class Sender:
         """
         backend = _backend()
         transmission = Transmission(self._writer, self._to, as_packets(packets))
-        for pause in transmission:
-            if pause is None:
-                await backend.writable(self._socket.fileno())
-            else:
-                await backend.sleep(pause)
+        try:
+            for pause in transmission:
+                if pause is None:
+                    # A copy for each who waits, as event loops know one for each descriptor.
+                    with copied(self._socket.fileno()) as fd:
+                        await backend.writable(fd, self._wakers)
+                else:
+                    await backend.sleep(pause)
+        except OSError as error:
+            if error.errno == errno.EBADF and self._socket.fileno() < 0:
+                error.add_note("The sender is closed; make another one to send more.")
+            raise
         return transmission.sent
 
     def close(self) -> None:
-        """Close the socket. Idempotent."""
+        """Close the socket. Idempotent. A task that waits in `send` gets an `OSError`, as one has that sends later."""
         self._socket.close()
+        for wake in list(self._wakers):
+            wake()
 
     async def __aenter__(self) -> Self:
         return self
@@ -290,15 +388,18 @@ class _Asking(Requester):
 
 
 class Replies:
-    """The replies to a request: iterate over them as they come, or await all of them; made by `request`."""
+    """The replies to a request: iterate over them as they come, or await all of them; made by `request`.
+
+    One task at a time may wait for the next reply.
+    """
 
     def __init__(self, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
         self._reply: Reply | None = None
-        self._poller = Poller()
+        self._awaited = _Awaited("reply", "a request")
         try:
-            self._requester = _Asking(*arguments, poller=self._poller, **options)
+            self._requester = _Asking(*arguments, poller=self._awaited.poller, **options)
         except BaseException:
-            self._poller.close()
+            self._awaited.close()
             raise
 
     def __aiter__(self) -> Self:
@@ -307,13 +408,13 @@ class Replies:
     async def __anext__(self) -> tuple[bytes, Address]:
         """Return the next reply and where it came from, once there is one."""
         requester = self._requester
-        try:
-            while not requester.waiting and not requester.closed:
-                await _backend().readable(self._poller.fileno())
-                self._poller.poll(0)
-        except BaseException:
-            self.close()
-            raise
+        if not requester.waiting:
+            with self._awaited as awaited:
+                try:
+                    await awaited.until(lambda: requester.waiting or requester.closed)
+                except BaseException:
+                    self.close()
+                    raise
         if not requester.waiting:
             self.close()
             raise StopAsyncIteration
@@ -332,8 +433,9 @@ class Replies:
         return 0.0 if self._reply is None else self._reply.round_trip
 
     def close(self) -> None:
-        """Wait for no more replies. Idempotent."""
-        self._poller.close()
+        """Wait for no more replies, also in a task that waits for the next one. Idempotent."""
+        self._requester.close()
+        self._awaited.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -342,7 +444,7 @@ class Replies:
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_poller"):
+        if hasattr(self, "_requester"):
             self.close()
 
 
@@ -391,17 +493,49 @@ class _Answering(Responder):
 
     def finished(self) -> None:
         """Take note that one answer was given."""
+        if self.closed:
+            return
         if self._held:
             self._begin(*self._held.popleft())
             return
         self._free += 1
-        if not self.closed:
-            self.poller.modify(self, select.EPOLLIN)
+        self.poller.modify(self, select.EPOLLIN)
+
+
+_Handler: TypeAlias = Callable[[bytes, Address], Awaitable[str | bytes | None]]
+
+
+@overload
+def responder(
+    handler: _Handler,
+    ip: str = DEFAULT_IP,
+    port: int = DEFAULT_PORT,
+    mtu: int = 4096,
+    *,
+    concurrent: int = 100,
+    sources: Iterable[str] | None = None,
+    exclude: None = None,
+    **options: Unpack[_ResponderOptions],
+) -> AbstractAsyncContextManager[Responder]: ...
+
+
+@overload
+def responder(
+    handler: _Handler,
+    ip: str = DEFAULT_IP,
+    port: int = DEFAULT_PORT,
+    mtu: int = 4096,
+    *,
+    concurrent: int = 100,
+    sources: None = None,
+    exclude: Iterable[str],
+    **options: Unpack[_ResponderOptions],
+) -> AbstractAsyncContextManager[Responder]: ...
 
 
 @asynccontextmanager
 async def responder(
-    handler: Callable[[bytes, Address], Awaitable[str | bytes | None]],
+    handler: _Handler,
     ip: str = DEFAULT_IP,
     port: int = DEFAULT_PORT,
     mtu: int = 4096,
@@ -412,8 +546,8 @@ async def responder(
     """Answer the requests to a group for as long as the context lasts.
 
     `await handler(packet, addr)` returns the reply to a request, or None for no reply. At most `concurrent` handlers
-    run at the same time; further requests wait. What a handler raises is raised in the task inside the context. The
-    other arguments, the limits and the errors are those of `multicast.discovery.Responder`::
+    run at the same time; further requests wait in the kernel's buffer. What a handler raises is raised in the task
+    inside the context. The other arguments, the limits and the errors are those of `multicast.discovery.Responder`::
 
         async def answer(packet, addr):
             return await look_up(packet)
@@ -421,6 +555,7 @@ async def responder(
         async with aio.responder(answer, "239.1.2.3", 5000):
             await forever
     """
+    check_number("concurrent", concurrent, of="handlers")
     backend = _backend()
 
     async def answer(packet: bytes, addr: Address) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, Self
 
 from multicast.poller import Poller
+
+from ._shared import copied, put_before, raise_as_it_is
 
 sleep = asyncio.sleep
 
@@ -28,15 +31,18 @@ async def readable(fd: int) -> None:
         loop.remove_reader(fd)
 
 
-async def writable(fd: int) -> None:
-    """Wait until `fd` is writable."""
+async def writable(fd: int, wakers: set[Callable[[], object]]) -> None:
+    """Wait until `fd` is writable, or somebody calls what this adds to `wakers`."""
     loop = asyncio.get_running_loop()
     ready = loop.create_future()
-    loop.add_writer(fd, _resolve, ready)
+    wake = functools.partial(_resolve, ready)
+    wakers.add(wake)
+    loop.add_writer(fd, wake)
     try:
         await ready
     finally:
         loop.remove_writer(fd)
+        wakers.discard(wake)
 
 
 class _Interruption:
@@ -51,26 +57,42 @@ class _Interruption:
         assert task is not None, "an async context is entered in a task"  # noqa: S101 -- cannot be otherwise
         self._task = task
         self._before = task.cancelling()
+        self._cancelled = False
+        #: Whether the body has ended, so that there is nothing to interrupt any more.
+        self.ended = False
         self.error: BaseException | None = None
 
     def __call__(self, error: BaseException) -> None:
         if self.error is None:
             self.error = error
-            self._task.cancel()
+            if not self.ended:
+                self._cancelled = True
+                self._task.cancel()
 
     async def settle(self, raised: BaseException | None) -> None:
-        """Raise the error, if there was one, in place of the cancellation it caused."""
+        """Raise the error, if there was one, in place of the cancellation it caused.
+
+        `raised` is what leaves the context now. Where the body has answered with an error of its own, or somebody
+        else has cancelled it too, that goes on, and the error is its context.
+        """
         if self.error is None:
             return
-        if raised is None:
-            # The body ended before the cancellation reached it; take it here, or the next await would.
-            try:
-                await asyncio.sleep(0)
-            except asyncio.CancelledError as cancellation:
-                raised = cancellation
-        others = self._task.uncancel() > self._before
+        swallowed = False
+        if self._cancelled:
+            if raised is None:
+                # The body ended before the cancellation reached it; take it here, or the next await would.
+                try:
+                    await asyncio.sleep(0)
+                except asyncio.CancelledError as cancellation:
+                    raised = cancellation
+                    swallowed = True
+            self._task.uncancel()
+        others = self._task.cancelling() > self._before
         if raised is None or (isinstance(raised, asyncio.CancelledError) and not others):
-            raise self.error from None
+            raise_as_it_is(self.error)
+        put_before(self.error, raised, asyncio.CancelledError)
+        if swallowed:
+            raise_as_it_is(raised)
 
 
 @asynccontextmanager
@@ -78,27 +100,27 @@ async def driving(poller: Poller) -> AsyncIterator[None]:
     """Run `poller` from the event loop; what its handlers raise is raised in the task inside."""
     loop = asyncio.get_running_loop()
     interrupt = _Interruption()
-    fd = poller.fileno()
+    with copied(poller.fileno()) as fd:
 
-    def turn() -> None:
+        def turn() -> None:
+            try:
+                poller.handle_read()
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:
+                loop.remove_reader(fd)
+                interrupt(error)
+
+        loop.add_reader(fd, turn)
+        raised: BaseException | None = None
         try:
-            poller.handle_read()
-        except (KeyboardInterrupt, SystemExit):
-            raise
+            yield
         except BaseException as error:
+            raised = error
+            raise
+        finally:
             loop.remove_reader(fd)
-            interrupt(error)
-
-    loop.add_reader(fd, turn)
-    raised: BaseException | None = None
-    try:
-        yield
-    except BaseException as error:
-        raised = error
-        raise
-    finally:
-        loop.remove_reader(fd)
-        await interrupt.settle(raised)
+            await interrupt.settle(raised)
 
 
 class Tasks:
@@ -123,7 +145,13 @@ class Tasks:
             self._interrupt(error)
 
     async def __aexit__(self, kind: object, raised: BaseException | None, traceback: object) -> None:
+        self._interrupt.ended = True
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._interrupt.settle(raised)
+        try:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        except asyncio.CancelledError as cancellation:
+            raised = cancellation
+            raise
+        finally:
+            await self._interrupt.settle(raised)

@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import select
+import socket
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 from multicast import batch
 from multicast.batch import Address
+from multicast.errors import GroupError
 from multicast.listeners import MulticastListener
 from multicast.poller import Dispatcher, Poller
 from multicast.senders import destination
-from multicast.sockets import WhichInterface, open_sender
+from multicast.sockets import Endpoint, Group, WhichInterface, open_sender
 
 _Protocol = TypeVar("_Protocol", bound=asyncio.DatagramProtocol)
 
 # Where asyncio's own transports stop and resume their protocols, in bytes waiting to be sent.
 _HIGH = 64 * 1024
+
+
+@functools.lru_cache(maxsize=1024)
+def _sockaddr(addr: tuple[Any, ...], family: int) -> tuple[Any, ...]:
+    """Return the address that somebody gave to `sendto`, when it is one that needs no looking up.
+
+    The socket would look up a name, and the whole event loop would wait for DNS. Raises `GroupError` and
+    `ArgumentError`.
+    """
+    if len(addr) < 2:
+        raise GroupError(f"an address to send to is a tuple of address and port, not {addr!r}")
+    to = Endpoint(addr[0], addr[1])
+    if to.family != family:
+        raise GroupError(f"{to.address} is an {to.table.name} address, and the group of this transport is not")
+    return addr
 
 
 class _Group(MulticastListener):
@@ -98,6 +116,7 @@ class MulticastTransport(asyncio.DatagramTransport):
             sender[0].close()
             self._poller.close()
             raise
+        self._family = self._group.group.family
         self._fd = self._poller.fileno()
         self._extra = {"socket": self._group.socket, "sockname": self._group.address, "group": self._group.group}
         self._loop.call_soon(self._start)
@@ -122,16 +141,33 @@ class MulticastTransport(asyncio.DatagramTransport):
                 }
             )
 
+    @overload
+    def get_extra_info(self, name: Literal["socket"], default: object = None) -> socket.socket: ...
+
+    @overload
+    def get_extra_info(self, name: Literal["sockname"], default: object = None) -> tuple[Any, ...]: ...
+
+    @overload
+    def get_extra_info(self, name: Literal["group"], default: object = None) -> Group: ...
+
+    @overload
+    def get_extra_info(self, name: str, default: Any = None) -> Any: ...
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """Return the receiving ``socket``, its address ``sockname``, the ``group``; `default` for any other name."""
+        return super().get_extra_info(name, default)
+
     def sendto(self, data: Any, addr: Any = None) -> None:
         """Send `data` to the group, or to `addr`; what the kernel has no room for is kept until it has.
 
-        Raises `PacketTypeError` and `PacketSizeError`; errors of the network reach the protocol's `error_received`.
+        Names are not looked up. Raises `GroupError`, `ArgumentError`, `PacketTypeError` and `PacketSizeError`; errors
+        of the network reach the protocol's `error_received`.
         """
         private = self._private
         packet = batch.encode(data, self._group.group.longest)
+        sockaddr = private.sockaddr if addr is None else _sockaddr(tuple(addr), self._family)
         if self._closing:
             return
-        sockaddr = private.sockaddr if addr is None else tuple(addr)
         if not private.queue and private.send(packet, sockaddr):
             return
         private.queue.append((packet, sockaddr))
