@@ -41,7 +41,7 @@ SILENT = Evidence(
     group=GROUP,
     present=(LO, ETH0),
     route=Route("eth0", "10.0.0.7"),
-    sysctl={"net.ipv4.igmp_max_memberships": 20, "net.core.rmem_max": 212992},
+    sysctl={"net.ipv4.igmp_max_memberships": 20, "net.ipv4.igmp_max_msf": 10, "net.core.rmem_max": 212992},
     versions={"eth0": 3},
     distributions=("multicast-poller",),
 )
@@ -159,12 +159,20 @@ CASES: dict[str, tuple[str, Evidence]] = {
     "port-other-user": ("warn", replace(SILENT, refused={"": OSError(errno.EADDRINUSE, "")}, holders=(PLAYER,))),
     "port-privileged": ("warn", replace(SILENT, refused={"": OSError(errno.EACCES, "")}, uid=1000)),
     "limit-reached": ("fail", replace(SILENT, refused={"eth0": OSError(errno.ENOBUFS, "")})),
-    "limit-reached-other": (
+    "limit-sources": (
         "fail",
+        replace(
+            SILENT,
+            group=Group(GROUP.address, GROUP.port, sources=tuple(f"10.0.0.{number}" for number in range(1, 12))),
+            refused={"": OSError(errno.ENOBUFS, "")},
+        ),
+    ),
+    "limit-reached-other": (
+        "warn",
         replace(
             HEALTHY,
             holders=(PLAYER,),
-            joined=tuple(Membership("eth0", f"239.2.0.{number}", 1) for number in range(20)),
+            joined=tuple(Membership("eth0", f"239.2.0.{number}", 1) for number in range(21)),
         ),
     ),
     "loopback-off": (
@@ -360,6 +368,45 @@ def test_who_could_not_listen_raises_no_alarm(changes: dict[str, Any], looked: b
     assert said["port"].status == said["route"].status == "warn"
     assert said["loopback"].status == "skip"
     assert said["arrival"].cause == ("1 packet on the wire in 5 s" if looked else "the group could not be joined")
+
+
+def test_a_limit_that_is_not_exceeded_is_not_the_one_that_is_hit() -> None:
+    refused = {"": OSError(errno.ENOBUFS, "")}
+    ten = Group(GROUP.address, GROUP.port, sources=tuple(f"10.0.0.{number}" for number in range(1, 11)))
+    assert codes(replace(SILENT, group=ten, refused=refused))["limit-reached"] == "fail"
+    six = Group("ff35::1", 5000, sources=("fd00::1", "fd00::2"))
+    (found,) = [one for one in checks.judge(replace(SILENT, group=six, refused=refused,
+                                                    sysctl={"net.ipv6.mld_max_msf": 1})) if one.check == "membership"]
+    assert (found.code, found.fixes) == ("limit-sources", ("sudo sysctl -w net.ipv6.mld_max_msf=4",))
+
+
+@pytest.mark.parametrize("number, said", [(19, "joined"), (20, "20 memberships"), (21, "21 memberships")])
+def test_so_many_memberships_that_a_socket_may_be_at_its_limit_are_told(number: int, said: str) -> None:
+    joined = tuple(Membership("eth0", f"239.2.0.{last}", 1) for last in range(number))
+    (found,) = [one for one in checks.judge(replace(HEALTHY, holders=(PLAYER,), joined=joined))
+                if one.check == "membership"]
+    assert said in found.cause
+    assert found.status == ("ok" if number < 20 else "warn")
+
+
+ELSEWHERE = Membership("eth0", "239.2.2.2", 1)
+HERE = Membership("eth0", GROUP.address, 1)
+
+
+@pytest.mark.parametrize("address, joined, status", [
+    ("239.1.1.1", (HERE, ELSEWHERE), "fail"),
+    ("0.0.0.0", (HERE,), "fail"),  # noqa: S104
+    ("0.0.0.0", (HERE, ELSEWHERE), "warn"),  # noqa: S104 -- whose packets they were nobody knows
+    ("::", (HERE, ELSEWHERE), "warn"),
+    ("0.0.0.0", (ELSEWHERE,), "ok"),  # noqa: S104
+    ("239.2.2.2", (HERE, ELSEWHERE), "ok"),
+])
+def test_a_buffer_that_overflows_is_a_fault_where_it_was_the_group_s_packets(
+    address: str, joined: tuple[Membership, ...], status: str
+) -> None:
+    full = replace(PLAYER, address=address, dropped=9)
+    (found,) = [one for one in checks.judge(replace(HEALTHY, holders=(full,), joined=joined)) if one.check == "buffer"]
+    assert found.status == status
 
 
 def test_a_port_of_our_own_user_s_program_is_held() -> None:

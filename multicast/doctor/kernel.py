@@ -178,7 +178,13 @@ def versions(read: Callable[[str], str] = _read) -> dict[str, int]:
 
 def sysctls(names: Iterable[str]) -> dict[str, int]:
     """Return the parameters that matter here, for all interfaces and those named."""
-    wanted = ["net.ipv4.igmp_max_memberships", "net.core.rmem_max", "net.core.rmem_default"]
+    wanted = [
+        "net.ipv4.igmp_max_memberships",
+        "net.ipv4.igmp_max_msf",
+        "net.ipv6.mld_max_msf",
+        "net.core.rmem_max",
+        "net.core.rmem_default",
+    ]
     found = {}
     for interface in ("all", *names):
         # A dot may be part of the name of an interface, and a slash may not.

@@ -225,9 +225,14 @@ MESSAGES: dict[str, Message] = {
         "{group} could not be joined: the limit of memberships of a socket is reached, {limit}.",
         ("sudo sysctl -w net.ipv4.igmp_max_memberships={more}",),
     ),
+    "limit-sources": Message(
+        "{group} could not be joined for so many sources: {count} were asked for, and the limit is {limit} for each"
+        " group of a socket.",
+        ("sudo sysctl -w {setting}={more}",),
+    ),
     "limit-reached-other": Message(
-        "{program} is at port {port} and has not joined {group}: {limit} groups are joined on this host, and that many"
-        " a socket can join.",
+        "Port {port} is used by {program}, and nobody has joined {group}: {count} memberships are on this host, and a"
+        " socket can have {limit}, so one may be at its limit.",
         ("sudo sysctl -w net.ipv4.igmp_max_memberships={more}",),
     ),
     # loopback

@@ -36,17 +36,24 @@ def check_membership(e: Evidence) -> Finding:
     words = {**about(e), "limit": limit, "more": 10 * max(10, limit or 0)}
     for name, error in e.refused.items():
         if error.errno == errno.ENOBUFS:
-            where = f" on {name}" if name else ""
-            seen = f"joining{where} failed with ENOBUFS; net.ipv4.igmp_max_memberships = {limit}"
+            seen = f"joining{f' on {name}' if name else ''} failed with ENOBUFS"
+            setting = "net.ipv6.mld_max_msf" if e.family == "IPv6" else "net.ipv4.igmp_max_msf"
+            many, most = len(e.group.sources), e.sysctl.get(setting)
+            if most is not None and many > most:
+                words = {**words, "count": many, "limit": most, "setting": setting, "more": 2 * many}
+                return finding("membership", "fail", "limit-sources", f"{seen}; {setting} = {most}", **words)
+            seen += f"; net.ipv4.igmp_max_memberships = {limit}"
             return finding("membership", "fail", "limit-reached", seen, **words)
     if e.refused and not e.delivered:
         return skip("membership", "the group could not be joined")
     if e.family == "IPv6":
         return ok("membership", "joined; IPv6 sets no limit")
     pairs = [(one.interface, one.group) for one in e.joined if ":" not in one.group and not kernel_joins(one.group)]
-    if e.holders and limit and len(pairs) == limit and e.group.address not in [group for _, group in pairs]:
+    # Which socket has joined which of them the kernel tells nobody.
+    if e.holders and limit and len(pairs) >= limit and e.group.address not in [group for _, group in pairs]:
         seen = f"{len(pairs)} memberships, none of {e.group.address}; net.ipv4.igmp_max_memberships = {limit}"
-        return finding("membership", "fail", "limit-reached-other", seen, **{**words, "program": owners(e.holders)})
+        return finding("membership", "warn", "limit-reached-other", seen,
+                       **{**words, "program": owners(e.holders), "count": len(pairs)})
     return ok("membership", f"joined; {limit} for each socket at most" if limit else "joined")
 
 
