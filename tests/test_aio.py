@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 import os
 import socket
 import subprocess
@@ -194,19 +195,21 @@ def test_closing_ends_the_iteration_of_a_task_that_waits(run: Run, free_port: in
 
 def test_leaving_the_context_ends_the_iteration_of_another_task(run: Run, free_port: int) -> None:
     async def main() -> list[str]:
-        events = []
+        events: list[str] = []
         packets = aio.listen(GROUP, free_port)
         before = descriptors()
 
         async def receive(_: str) -> None:
+            await entered.wait()
             async for _packet in packets:
                 events.append("packet")
             events.append("ended")
 
-        async with packets, in_tasks(receive, GROUP):
-            await anyio.lowlevel.checkpoint()
-            await anyio.lowlevel.checkpoint()
-            await packets.__aexit__()
+        entered = anyio.Event()
+        async with in_tasks(receive, GROUP), packets:
+            entered.set()
+            for _ in range(5):
+                await anyio.lowlevel.checkpoint()
         assert descriptors() == before
         return events
 
@@ -538,6 +541,29 @@ def test_on_trio_an_error_goes_before_a_cancellation_from_outside(run_trio: Run,
         with pytest.raises(LookupError, match="at the same moment"), scope:  # noqa: PT012 -- this is where it must arrive
             async with aio.drive(poller):
                 poller.call_soon(fails)
+                await trio.sleep(30)
+
+    run_trio(main)
+
+
+@pytest.mark.parametrize("run_trio", [on_trio, on_anyio_over_trio])
+def test_on_trio_an_error_is_told_from_the_cancellations_beside_it(run_trio: Run, free_port: int) -> None:
+    async def main() -> None:
+        begun: list[bytes] = []
+
+        async def answer(packet: bytes, addr: Address) -> None:
+            begun.append(packet)
+            while len(begun) < 2:
+                await trio.lowlevel.checkpoint()
+            if packet == b"fails":
+                scope.cancel()
+                raise LookupError("at the same moment")
+            await trio.sleep(30)
+
+        scope = trio.CancelScope()
+        with pytest.raises(LookupError, match="at the same moment"), scope:  # noqa: PT012 -- this is where it must arrive
+            async with aio.responder(answer, GROUP, free_port):
+                multicast.sendto(["waits", "fails"], GROUP, free_port)
                 await trio.sleep(30)
 
     run_trio(main)
@@ -1136,6 +1162,13 @@ def test_a_type_checker_refuses_what_is_refused_at_run_time(run: Run, free_port:
                 pass
 
     run(main)
+
+
+def test_a_type_checker_knows_all_keywords_of_a_responder() -> None:
+    """They stand in `multicast.aio` a second time, as types; this is that none is forgotten or stays behind."""
+    takes = {name for cls in (Responder, MulticastListener) for name in inspect.signature(cls).parameters}
+    own = {"ip", "port", "mtu", "sources", "exclude"}  # in the signature itself
+    assert set(aio._ResponderOptions.__annotations__) == takes - own - {"details", "poller"}
 
 
 def test_a_type_checker_knows_the_protocol_and_the_parts_of_a_transport(run_asyncio: Run, free_port: int) -> None:

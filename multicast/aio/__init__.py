@@ -17,7 +17,7 @@ import sys
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack, overload
 
 from multicast import batch
 from multicast.batch import Address
@@ -190,33 +190,6 @@ class Packets:
         return self._listener.statistics()
 
 
-class _Options(TypedDict, total=False):
-    """The keywords of all listeners, but for those of which only one may be given."""
-
-    filter: Filter
-    interface: WhichInterfaces
-    rcvbuf: int | None
-    kernel_filter: bool
-    offload: bool
-
-
-class _ListenOptions(_Options, total=False):
-    """Those of `listen`."""
-
-    details: bool
-
-
-class _ResponderOptions(_Options, total=False):
-    """Those of `responder`."""
-
-    shard: tuple[int, int] | None
-    shard_key: ShardKey
-    per_source: float
-    total: float
-    longest: int
-    ttl: int
-
-
 @overload
 def listen(
     ip: str = DEFAULT_IP,
@@ -224,9 +197,14 @@ def listen(
     mtu: int = 4096,
     limit: int | None = None,
     *,
+    filter: Filter = None,
+    interface: WhichInterfaces = None,
     sources: Iterable[str] | None = None,
     exclude: None = None,
-    **options: Unpack[_ListenOptions],
+    rcvbuf: int | None = None,
+    details: bool = False,
+    kernel_filter: bool = True,
+    offload: bool = False,
 ) -> Packets: ...
 
 
@@ -237,9 +215,14 @@ def listen(
     mtu: int = 4096,
     limit: int | None = None,
     *,
+    filter: Filter = None,
+    interface: WhichInterfaces = None,
     sources: None = None,
     exclude: Iterable[str],
-    **options: Unpack[_ListenOptions],
+    rcvbuf: int | None = None,
+    details: bool = False,
+    kernel_filter: bool = True,
+    offload: bool = False,
 ) -> Packets: ...
 
 
@@ -502,12 +485,25 @@ class _Answering(Responder):
         self.poller.modify(self, select.EPOLLIN)
 
 
-_Handler: TypeAlias = Callable[[bytes, Address], Awaitable[str | bytes | None]]
+class _ResponderOptions(TypedDict, total=False):
+    """The keywords of `responder` that it hands on, but for those of which only one may be given."""
+
+    filter: Filter
+    interface: WhichInterfaces
+    rcvbuf: int | None
+    kernel_filter: bool
+    offload: bool
+    shard: tuple[int, int] | None
+    shard_key: ShardKey
+    per_source: float
+    total: float
+    longest: int
+    ttl: int
 
 
 @overload
 def responder(
-    handler: _Handler,
+    handler: Callable[[bytes, Address], Awaitable[str | bytes | None]],
     ip: str = DEFAULT_IP,
     port: int = DEFAULT_PORT,
     mtu: int = 4096,
@@ -521,7 +517,7 @@ def responder(
 
 @overload
 def responder(
-    handler: _Handler,
+    handler: Callable[[bytes, Address], Awaitable[str | bytes | None]],
     ip: str = DEFAULT_IP,
     port: int = DEFAULT_PORT,
     mtu: int = 4096,
@@ -535,7 +531,7 @@ def responder(
 
 @asynccontextmanager
 async def responder(
-    handler: _Handler,
+    handler: Callable[[bytes, Address], Awaitable[str | bytes | None]],
     ip: str = DEFAULT_IP,
     port: int = DEFAULT_PORT,
     mtu: int = 4096,
@@ -547,7 +543,9 @@ async def responder(
 
     `await handler(packet, addr)` returns the reply to a request, or None for no reply. At most `concurrent` handlers
     run at the same time; further requests wait in the kernel's buffer. What a handler raises is raised in the task
-    inside the context. The other arguments, the limits and the errors are those of `multicast.discovery.Responder`::
+    inside the context. The keywords `filter`, `interface`, `sources` or `exclude`, `rcvbuf`, `kernel_filter`,
+    `offload`, `shard`, `shard_key`, `per_source`, `total`, `longest` and `ttl`, the limits and the errors are those of
+    `multicast.discovery.Responder`::
 
         async def answer(packet, addr):
             return await look_up(packet)
