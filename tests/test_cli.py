@@ -428,6 +428,7 @@ def test_rates_are_written_as_people_do(written: str, rate: commands.Rate) -> No
         (["send", GROUP, "x", "-i", "low"], "no interface 'low'. Did you mean lo? This host has: lo 127.0.0.1"),
         (["send", GROUP, "x", "--source-ip", "192.0.2.1"], "no interface '192.0.2.1'"),
         (["listen", GROUP, "-i", "eth9"], "no interface 'eth9'"),
+        (["send", "[ff02::1]:5000", "x"], "ff02::1 is a different address on each link, so it needs an interface: -i"),
         (["send", GROUP, "--file", "/nonexistent"], "/nonexistent: No such file or directory."),
         (["send", GROUP, "--file", "/"], "/: Is a directory."),
     ],
@@ -633,6 +634,12 @@ def test_the_source_of_a_source_specific_group_is_the_address_sent_from() -> Non
     packets, said = received(1, "127.0.0.9@239.1.2.3:5000", "x")
     assert packets[0]["source"] == "127.0.0.9"
     assert "from 127.0.0.9 by lo" in said
+
+
+def test_the_zone_of_a_link_local_group_is_told() -> None:
+    helpers.need_on_lo("ff02::1")
+    said = multicast("send", "[ff02::1]:5000%lo", "x").stderr
+    assert said == "sent 1 packet, 1 byte, to [ff02::1]:5000%lo from ::1 by lo, ttl 1\n"
 
 
 def test_sending_with_a_pace_goes_on_until_it_is_interrupted() -> None:
@@ -1075,6 +1082,17 @@ def test_the_demonstration_works_on_the_loopback_interface_alone() -> None:
     assert "On the loopback interface, with TTL 0" in done.stdout
     assert "for a test" in done.stderr
     assert "1 part skipped" in done.stdout
+
+
+def test_the_demonstration_without_any_network_says_what_it_needs(lab: netns.Lab) -> None:
+    host = lab.host("host")
+    host.ip("link set lo down")
+    done = host.run(netns.python(DEMO.format(change="demo.enter_private_network = lambda: (False, 'for a test')")))
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr == (
+        "multicast: this demonstration needs the loopback interface, which is down (for a test). Bring it up:"
+        " ip link set dev lo up\n"
+    )
 
 
 def test_the_demonstration_does_not_pretend() -> None:

@@ -271,6 +271,8 @@ def _tell(
         return
     text = f"sent {plural(sent.packets, 'packet')}, {plural(sent.bytes, 'byte')}"
     text += f", to {where(group.address, group.port)}"
+    if group.needs_interface and by:
+        text += f"%{printable(by)}"
     if source:
         text += f" from {source}"
     if by:

@@ -24,6 +24,8 @@ import click
 
 from multicast.batch import Address
 from multicast.discovery import Requester, Responder
+from multicast.errors import InterfaceError
+from multicast.interfaces import interfaces
 from multicast.listeners import MulticastListener
 from multicast.poller import Poller
 from multicast.senders import Multicaster, sendto
@@ -359,6 +361,11 @@ def demo(out: Output, quick: bool) -> Exit:
     not arrive that should have.
     """
     private, why_not = enter_private_network()
+    if not private and not any(one.loopback and one.up for one in interfaces()):
+        raise InterfaceError(
+            f"this demonstration needs the loopback interface, which is down ({why_not}). Bring it up:"
+            " ip link set dev lo up"
+        )
     with Poller() as poller:
         stage = Stage(out, poller, private=private, quick=quick)
         out.line(out.style("multicast demo", "bold"))

@@ -27,7 +27,8 @@ class Exit(enum.IntEnum):
     #: It ran, and the answer is no: nothing arrived, nobody answered, fewer than expected.
     NO = 1
     USAGE = 2
-    #: The system refused: no such interface, no permission, port not shared, a library is missing.
+    #: The system refused: no such interface, or several where one must be named, no permission, port not shared, a
+    #: library is missing.
     REFUSED = 3
     #: A file or a line of input is not what it should be.
     DATA = 4
