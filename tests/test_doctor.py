@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import struct
 import sys
 from collections.abc import Callable
@@ -68,6 +69,7 @@ CASES: dict[str, tuple[str, Evidence]] = {
     "interface-down": ("fail", replace(SILENT, present=interface(up=False))),
     "no-carrier": ("fail", replace(SILENT, present=interface(running=False))),
     "no-multicast-flag": ("fail", replace(SILENT, present=interface(multicast=False))),
+    "bridge-port": ("fail", replace(SILENT, asked=("eth0",), masters={"eth0": "br0"})),
     "no-address": ("fail", replace(SILENT, present=interface(addresses=("fe80::7",)))),
     "no-ipv6": ("fail", replace(SILENT, group=Group("ff15::1", 5000), present=interface(addresses=("10.0.0.7",)))),
     "join-refused": ("fail", replace(SILENT, asked=("eth0",), refused={"eth0": OSError(errno.ENODEV, "")})),
@@ -194,6 +196,15 @@ CASES: dict[str, tuple[str, Evidence]] = {
             holders=(PLAYER,),
             joined=(Membership("eth0", "239.1.1.1", 1),),
             filters=(SourceFilter("eth0", "239.1.1.1", "10.0.0.9", 1, 0),),
+        ),
+    ),
+    "source-blocked": (
+        "fail",
+        replace(
+            HEALTHY,
+            holders=(PLAYER,),
+            joined=(Membership("eth0", "239.1.1.1", 2),),
+            filters=(SourceFilter("eth0", "239.1.1.1", "10.0.0.5", 0, 2),),
         ),
     ),
     "not-joined": ("fail", replace(HEALTHY, holders=(replace(PLAYER, address="239.1.1.1"),))),
@@ -404,9 +415,104 @@ HERE = Membership("eth0", GROUP.address, 1)
 def test_a_buffer_that_overflows_is_a_fault_where_it_was_the_group_s_packets(
     address: str, joined: tuple[Membership, ...], status: str
 ) -> None:
+    # Other groups of the other family, and those that the kernel joins by itself, are no others.
+    joined += OTHERS[1:]
     full = replace(PLAYER, address=address, dropped=9)
     (found,) = [one for one in checks.judge(replace(HEALTHY, holders=(full,), joined=joined)) if one.check == "buffer"]
     assert found.status == status
+
+
+def test_a_buffer_that_overflows_is_a_fault_of_ipv6_as_well() -> None:
+    six = replace(HEALTHY, group=Group("ff15::1", 5000), holders=(replace(PLAYER, address="::", dropped=9),))
+    joined = [Membership("eth0", group, 1) for group in ("ff15::1", "ff02::1", "ff02::1:ff00:7", "239.2.2.2")]
+    assert codes(replace(six, joined=tuple(joined)))["overflow"] == "fail"
+    assert codes(replace(six, joined=(*joined, Membership("eth0", "ff02::fb", 1))))["overflow"] == "warn"
+
+
+MINE = replace(HEALTHY, holders=(PLAYER,), joined=(Membership("eth0", GROUP.address, 2),))
+
+
+@pytest.mark.parametrize("row", [
+    SourceFilter("eth0", GROUP.address, "10.0.0.9", 1, 0),  # another has joined for all
+    SourceFilter("eth0", GROUP.address, "10.0.0.5", 0, 1),  # another does not refuse it
+    SourceFilter("eth0", GROUP.address, "10.0.0.9", 0, 2),
+    SourceFilter("eth0", GROUP.address, "10.0.0.5", 2, 0),
+])
+def test_what_one_of_two_programs_does_not_want_the_other_gets(row: SourceFilter) -> None:
+    assert codes(replace(MINE, filters=(row,))) == {}
+
+
+SECOND = replace(HEARD, interface="eth1", source="10.0.1.5")
+
+
+@pytest.mark.parametrize("evidence, fixes", [
+    (replace(SILENT, asked=("eth9",), anywhere=(HEARD, SECOND)), ("multicast listen 239.1.1.1:5000 -i eth0,eth1",)),
+    (replace(SILENT, group=only("10.0.0.9"), anywhere=(HEARD, SECOND)), ("multicast listen 10.0.0.5@239.1.1.1:5000",)),
+    (replace(SILENT, group=only("10.0.0.9"), wire=(HEARD, SECOND)), ("multicast listen 10.0.0.5@239.1.1.1:5000",)),
+    (replace(SILENT, group=only("10.0.0.5"), asked=("eth9",), anywhere=(HEARD,)),
+     ("multicast listen 10.0.0.5@239.1.1.1:5000 -i eth0",)),
+    (replace(SILENT, asked=("eth8", "eth9"), anywhere=(replace(HEARD, source="10.0.0.7"),)),
+     ("multicast send -i eth8 239.1.1.1:5000 TEXT",)),
+    (replace(HEALTHY, group=only("10.0.0.5"), anywhere=(HEARD, SECOND), holders=(PLAYER,),
+             joined=(Membership("eth9", GROUP.address, 1),)),
+     ("multicast listen 10.0.0.5@239.1.1.1:5000 -i eth0,eth1",)),
+    (replace(SILENT, group=Group("ff35::1", 5000, sources=("fd00::1", "fd00::2")), asked=("eth9",),
+             anywhere=(replace(HEARD, source="fd00::1"),)),
+     ("multicast listen 'fd00::1,fd00::2@[ff35::1]:5000' -i eth0",)),
+])
+def test_what_mends_it_is_a_command_however_many_come(evidence: Evidence, fixes: tuple[str, ...]) -> None:
+    names = ("eth8", "eth9")
+    present = (*evidence.present, *(Interface(20, name, ("10.9.0.7", "fd00::7")) for name in names))
+    fault = diagnosis(replace(evidence, present=present)).fault
+    assert fault is not None
+    assert fault.fixes == fixes
+    command = shlex.split(fault.fixes[0])
+    Group.parse(next(word for word in command if ":" in word))
+
+
+def test_sentences_are_not_quoted_for_shells() -> None:
+    six = Group("ff15::77", 5000)
+    for changes in ({"wire": ()}, {"wire": None}, {"container": True}):
+        fault = diagnosis(replace(SILENT, group=six, **changes)).fault
+        assert fault is not None
+        assert "Nothing for [ff15::77]:5000 " in fault.cause
+        assert "'[ff15::77]:5000'" in fault.fixes[-1]
+
+
+FILTERED = replace(DROPPED, counters={"TcpExt:IPReversePathFilter": 7})
+
+
+@pytest.mark.parametrize("every, own, back, code, fix", [
+    # The higher of both counts (Documentation/networking/ip-sysctl.rst): a loose filter lets pass what has any route.
+    (1, 2, "eth1", None, None),
+    (2, 1, "eth1", None, None),
+    (0, 1, "eth1", "strict-reverse-path", "eth0.rp_filter=2"),
+    (1, 0, "eth1", "strict-reverse-path", "eth0.rp_filter=2"),
+    (1, 1, "eth0", None, None),
+    # Without any route only no filter at all helps, and both numbers make one.
+    (0, 1, None, "strict-reverse-path", "eth0.rp_filter=0"),
+    (1, 0, None, "strict-reverse-path", "all.rp_filter=0"),
+    (1, 2, None, "loose-reverse-path", "all.rp_filter=0 net.ipv4.conf.eth0.rp_filter=0"),
+])
+def test_the_filter_that_is_in_force_is_the_higher_one_and_the_fix_takes_it_off(
+    every: int, own: int, back: str | None, code: str | None, fix: str | None
+) -> None:
+    sysctl = {"net.ipv4.conf.all.rp_filter": every, "net.ipv4.conf.eth0.rp_filter": own}
+    route = None if back is None else Route(back, None)
+    (found,) = [one for one in checks.judge(replace(FILTERED, sysctl=sysctl, back={"10.0.0.5": route}))
+                if one.check == "rp_filter"]
+    assert found.code == (code or "reverse-path")
+    if fix is not None:
+        assert found.fixes[1] == f"sudo sysctl -w net.ipv4.conf.{fix}"
+
+
+def test_a_port_of_a_bridge_is_told_from_an_interface_without_an_address() -> None:
+    port = replace(SILENT, present=(*interface(addresses=()), ETH1), masters={"eth0": "eth1"})
+    port = replace(port, route=Route("eth1", "10.0.1.7"))
+    assert codes(replace(port, asked=("eth0",))) == {"bridge-port": "fail"}
+    assert codes(port) == {"nothing": "fail"}
+    kept = replace(port, asked=("eth0",), bridges=(Bridge("eth1", False, ("eth0",), ("eth0",)),))
+    assert codes(kept) == {"bridge-port": "warn", "no-querier": "fail"}
 
 
 def test_a_port_of_our_own_user_s_program_is_held() -> None:
@@ -583,6 +689,10 @@ def test_bridges_that_snoop_are_read() -> None:
     assert kernel.bridges(json.dumps(links)) == (Bridge("br0", False, ("p1", "p2"), ("p1",)),)
     assert kernel.bridges(None) is None
     assert kernel.bridges("") == ()
+    slave = {"ifname": "p1", "master": "br0", "linkinfo": {"info_slave_kind": "bridge"}}
+    routed = {"ifname": "p2", "master": "vrf0", "linkinfo": {"info_slave_kind": "vrf"}}
+    assert kernel.masters(json.dumps([{"ifname": "br0"}, slave, routed])) == {"p1": "br0"}
+    assert kernel.masters(None) == {}
 
 
 def test_programs_are_named_by_their_sockets() -> None:

@@ -284,7 +284,8 @@ def test_a_program_has_joined_on_another_interface(scene: Scene, twice: tuple[ne
     scene.receiver(bob, interface="vb")
     found = fault(scene.look(bob, TARGET, scene.sender(alice, interface="va1")))
     assert found.code == "joined-elsewhere"
-    assert f"(pid {os.getpid()}) has joined {GROUP} on vb only" in found.cause
+    assert f"{GROUP} is joined on vb only; the port is used by " in found.cause
+    assert f"(pid {os.getpid()})" in found.cause
 
 
 def test_the_sender_uses_another_interface(scene: Scene, twice: tuple[netns.Host, netns.Host]) -> None:
@@ -370,6 +371,21 @@ def test_a_strict_reverse_path_filter(scene: Scene, told: bool) -> None:
         assert found.code == "nothing-unseen"
         found = warning(diagnosis, "reverse-path")
     assert "IPReversePathFilter +5" in found.seen
+
+
+@pytest.mark.parametrize("every, own", [(0, 1), (1, 0), (1, 1)])
+@pytest.mark.parametrize("route", ["route add 172.16.4.0/24 dev lo", None])
+def test_what_mends_a_reverse_path_filter_does(lab: netns.Lab, every: int, own: int, route: str | None) -> None:
+    with ExitStack() as stack:
+        scene = Scene(lab, True, stack)
+        bob, send = far_source(scene)
+        bob.sysctl("ipv4.conf.all.rp_filter", every)
+        bob.sysctl("ipv4.conf.vb.rp_filter", own)
+        if route:
+            bob.ip(route)
+        fix = fault(scene.look(bob, TARGET, send, interface="vb")).fixes[1]
+        assert bob.run(fix.removeprefix("sudo ").split()).returncode == 0
+        assert scene.look(bob, TARGET, send, interface="vb").packets == 5
 
 
 def test_a_loose_reverse_path_filter(scene: Scene) -> None:
@@ -507,6 +523,40 @@ def test_a_source_specific_join_for_the_wrong_source(scene: Scene) -> None:
     assert "for 10.99.0.9 only" in found.cause
 
 
+def test_a_program_that_refuses_the_source(scene: Scene) -> None:
+    alice, bob = scene.lab.pair()
+    opened = scene.receiver(bob, interface="vb")
+    # struct ip_mreq_source: group, own address, source; IP_BLOCK_SOURCE is 38 (linux/in.h).
+    request = b"".join(map(socket.inet_aton, (GROUP, "10.99.0.2", "10.99.0.1")))
+    opened.setsockopt(socket.IPPROTO_IP, 38, request)
+    found = fault(scene.look(bob, TARGET, scene.sender(alice)))
+    assert found.code == "source-blocked"
+    assert "come from 10.99.0.1, and whoever has joined" in found.cause
+
+
+def test_programs_of_the_other_family_at_the_port_are_not_blamed(
+    scene: Scene, twice: tuple[netns.Host, netns.Host]
+) -> None:
+    alice, bob = twice
+    scene.receiver(bob, interface="vb")
+    with bob.inside():
+        other = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    with other:
+        other.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("::", PORT))
+        inode = os.fstat(other.fileno()).st_ino
+        assert inode in kernel_options(bob)
+        diagnosis = scene.look(bob, TARGET, scene.sender(alice, interface="va1"))
+    assert fault(diagnosis).code == "joined-elsewhere"
+    assert fault(diagnosis).cause.count("(pid ") == 1
+
+
+def kernel_options(host: netns.Host) -> set[int]:
+    with host.inside():
+        return kernel.options(socket.AF_INET6)[1]
+
+
 def test_a_source_specific_group_without_a_source(scene: Scene) -> None:
     alice, bob = scene.lab.pair()
     target = f"232.1.1.1:{PORT}"
@@ -550,6 +600,18 @@ def test_a_snooping_bridge_without_a_querier(scene: Scene) -> None:
     assert "sudo ip link set dev br0 type bridge mcast_querier 1" in found.fixes
     middle.ip("link set br0 type bridge mcast_querier 1")
     assert finding(scene.look(middle, TARGET, interface="br0"), "bridge").status == "ok"
+
+
+def test_a_port_of_a_bridge_is_where_nothing_is_received(scene: Scene) -> None:
+    alice, bob = scene.lab.host("alice"), scene.lab.host("bob")
+    bob.ip("link add br0 type bridge", "link set br0 up", "address add 10.99.0.2/24 dev br0")
+    bob.ip(f"link add p1 type veth peer name va netns {alice.path}", "link set p1 master br0 up")
+    alice.ip("link set va up", "address add 10.99.0.1/24 dev va")
+    diagnosis = scene.look(bob, TARGET, scene.sender(alice, interface="va"), interface="p1")
+    found = fault(diagnosis)
+    assert (found.code, found.fixes) == ("bridge-port", (f"multicast listen {TARGET} -i br0",))
+    assert finding(diagnosis, "arrival").code == "other-interface"
+    assert scene.look(bob, TARGET, scene.sender(alice, interface="va"), interface="br0").healthy
 
 
 def test_a_bridge_that_floods_is_no_fault(scene: Scene) -> None:

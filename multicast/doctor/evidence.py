@@ -95,6 +95,8 @@ class Evidence:
     rules: tuple[Rule, ...] | None = ()
     #: The programs that should have told of rules, and did not or not in a form known here.
     unread: tuple[str, ...] = ()
+    #: What takes the packets of an interface in its stead, by the interface's name: bridges and the like.
+    masters: Mapping[str, str] = field(default_factory=dict)
     #: Bridges that snoop; None where `ip` is missing.
     bridges: tuple[Bridge, ...] | None = ()
     #: Whether the packet of the self-test came back; None where there was none.
@@ -163,15 +165,6 @@ class Evidence:
     def in_the_way(self) -> list[Holder]:
         """The sockets that keep others from the port unless they share it; one of another group does not."""
         return [one for one in self.holders if one.address in ("0.0.0.0", "::", self.group.address)]  # noqa: S104
-
-    @property
-    def sole(self) -> bool:
-        """Whether nobody here has joined any other group of the family, so that packets to groups are those asked for.
-
-        That is, where the kernel tells them apart: for IPv6 it counts those that nobody has joined as well.
-        """
-        others = {one.group for one in self.joined if ":" not in one.group} - {self.group.address, "224.0.0.1"}
-        return self.family == "IPv4" and not others
 
 
 class _Ear(MulticastListener):
@@ -352,6 +345,7 @@ def gather(
         quiet = kernel.options(socket.AF_INET6 if ipv6 else socket.AF_INET)[0] - ours
     names = kernel.programs([*(holder.inode for holder, _ in relevant), *quiet])
     known = _sources(group, ears, wire)
+    links = kernel.run("ip", "-details", "-json", "link", "show")
     engine_used, reason = kernel.engine()
     return Evidence(
         group=group,
@@ -384,7 +378,8 @@ def gather(
         refused=ears.refused,
         rules=None if rules is None else firewall.grown(rules_before, rules),
         unread=unread,
-        bridges=kernel.bridges(kernel.run("ip", "-details", "-json", "link", "show")),
+        masters=kernel.masters(links),
+        bridges=kernel.bridges(links),
         loopback=loopback,
         container=os.path.exists("/.dockerenv") or os.path.exists("/run/.containerenv"),
         distributions=kernel.distributions((__package__ or "").partition(".")[0]),
@@ -425,11 +420,9 @@ def _could_get(address: str, group: Group) -> bool:
     """Whether a socket bound to `address` could receive what goes to `group`, or was meant to receive a group."""
     if address in ("::", group.address):
         return True
-    return (address == "0.0.0.0" and ":" not in group.address) or _is_group(address)  # noqa: S104
-
-
-def _is_group(address: str) -> bool:
-    return ipaddress.ip_address(address).is_multicast
+    if (":" in address) != (":" in group.address):
+        return False
+    return address == "0.0.0.0" or ipaddress.ip_address(address).is_multicast  # noqa: S104
 
 
 def _route(address: str, interface: int = 0) -> Route | None:

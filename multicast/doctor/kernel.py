@@ -30,6 +30,7 @@ __all__ = [
     "distributions",
     "engine",
     "holders",
+    "masters",
     "options",
     "powers",
     "programs",
@@ -302,6 +303,15 @@ def bridges(text: str | None) -> tuple[Bridge, ...] | None:
             )
         )
     return tuple(found)
+
+
+def masters(text: str | None) -> dict[str, str]:
+    """Return the ports of bridges, bonds and teams, each with what takes its packets, from the same text."""
+    return {
+        link["ifname"]: link["master"]
+        for link in json.loads(text or "[]")
+        if link.get("linkinfo", {}).get("info_slave_kind") in ("bridge", "bond", "team")
+    }
 
 
 def _understood(parse: Callable[..., list[Rule]], *arguments: str) -> list[Rule] | None:

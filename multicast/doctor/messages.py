@@ -58,6 +58,11 @@ MESSAGES: dict[str, Message] = {
         "The interface {interface} is not set up for multicast: it lacks the flag MULTICAST.",
         ("sudo ip link set dev {interface} multicast on",),
     ),
+    "bridge-port": Message(
+        "The interface {interface} is a port of {master}, which takes what comes in by it, so programs get that on"
+        " {master}.",
+        ("multicast listen {listened} -i {master}",),
+    ),
     "no-address": Message(
         "The interface {interface} has no IPv4 address, so its membership reports come from 0.0.0.0, which routers and"
         " switches may ignore, and nothing can be sent by it.",
@@ -71,29 +76,29 @@ MESSAGES: dict[str, Message] = {
     # route
     "no-route": Message(
         "This host has no route for {group}, so programs that name no interface can neither join nor send to it.",
-        ("multicast listen {target} -i {interface}", "sudo ip {six}route add {net} dev {interface}"),
+        ("multicast listen {listened} -i {interface}", "sudo ip {six}route add {net} dev {interface}"),
     ),
     "no-route-down": Message(
         "The interface {down} is down, and no route for {group} is left, so programs that name no interface can neither"
         " join nor send to it.",
-        ("sudo ip link set dev {down} up", "multicast listen {target} -i {interface}"),
+        ("sudo ip link set dev {down} up", "multicast listen {listened} -i {interface}"),
     ),
     "route-elsewhere": Message(
         "By the routes {group} belongs to {routed}, which {problem}; programs that name no interface join it there.",
-        ("multicast listen {target} -i {interface}", "sudo ip {six}route replace {net} dev {interface}"),
+        ("multicast listen {listened} -i {interface}", "sudo ip {six}route replace {net} dev {interface}"),
     ),
     # arrival
     "other-interface": Message(
         "The packets arrive on {arriving}, and not on {interface}.",
-        ("multicast listen {target} -i {arriving}",),
+        ("multicast listen {listened} -i {named}",),
     ),
     "other-source": Message(
         "The packets come from {arriving}, and not from {source}.",
-        ("multicast listen {arriving}@{target}",),
+        ("multicast listen {found}",),
     ),
     "other-interface-sent": Message(
         "This host sends its packets for {group} by {arriving}, and not by {interface}.",
-        ("multicast send -i {interface} {target} TEXT",),
+        ("multicast send -i {first} {target} TEXT",),
     ),
     "other-port": Message(
         "The packets for {group} go to port {arriving}, and not to port {port}.",
@@ -162,12 +167,12 @@ MESSAGES: dict[str, Message] = {
     "strict-reverse-path": Message(
         "The kernel discards these packets: strict reverse path filtering is on for {interface}, and this host would"
         " not answer {source} by {interface}.",
-        ("sudo ip route add {source} dev {interface}", "sudo sysctl -w {setting}=2"),
+        ("sudo ip route add {source} dev {interface}", "sudo sysctl -w {settings}"),
     ),
     "loose-reverse-path": Message(
         "The kernel discards these packets: reverse path filtering is on for {interface}, and this host has no route at"
         " all to {source}.",
-        ("sudo ip route add {source} dev {interface}", "sudo sysctl -w {setting}=0"),
+        ("sudo ip route add {source} dev {interface}", "sudo sysctl -w {settings}"),
     ),
     "reverse-path": Message(
         "The kernel discards packets by the reverse path filter: this host would not answer their source by the"
@@ -177,7 +182,7 @@ MESSAGES: dict[str, Message] = {
     "would-be-filtered": Message(
         "Packets from {source} would be discarded on {interface}: reverse path filtering is on, and this host would not"
         " answer {source} by {interface}.",
-        ("sudo ip route add {source} dev {interface}", "sudo sysctl -w {setting}=2"),
+        ("sudo ip route add {source} dev {interface}", "sudo sysctl -w {settings}"),
     ),
     # firewall
     "firewall-rule": Message("A rule of the firewall drops these packets: {rule}.", ("{allow}",)),
@@ -237,7 +242,7 @@ MESSAGES: dict[str, Message] = {
     ),
     # loopback
     "loopback-off": Message(
-        "This host sends to {group} and does not hear it itself: {program} has its loopback switched off"
+        "This host sends to {group} and does not hear it itself: the loopback of {program} is switched off"
         " (IP_MULTICAST_LOOP).",
         ("multicast send {target} TEXT",),
     ),
@@ -247,7 +252,7 @@ MESSAGES: dict[str, Message] = {
         ("multicast send {target} TEXT", "sudo nft list ruleset"),
     ),
     "loopback-perhaps": Message(
-        "A program of this host sends to some group and is not heard here; {program} has its loopback switched off"
+        "A program of this host sends to some group and is not heard here; the loopback of {program} is switched off"
         " (IP_MULTICAST_LOOP).",
         ("sudo {again}",),
     ),
@@ -262,20 +267,24 @@ MESSAGES: dict[str, Message] = {
     ),
     # program
     "joined-elsewhere": Message(
-        "The packets arrive on {arriving}, and {program} has joined {group} on {interface} only.",
-        ("multicast listen {target} -i {arriving}",),
+        "The packets arrive on {arriving}, and {group} is joined on {interface} only; the port is used by {program}.",
+        ("multicast listen {listened} -i {named}",),
     ),
     "joined-for-others": Message(
-        "The packets come from {arriving}, and {program} has joined {group} for {source} only.",
-        ("multicast listen {arriving}@{target}",),
+        "The packets come from {arriving}, and {group} is joined for {source} only; the port is used by {program}.",
+        ("multicast listen {found}",),
+    ),
+    "source-blocked": Message(
+        "The packets come from {arriving}, and whoever has joined {group} refuses that; the port is used by {program}.",
+        ("multicast listen {found}",),
     ),
     "not-joined": Message(
-        "{program} listens at {target}, and no program of this host has joined the group.",
-        ("multicast listen {target}",),
+        "{where} is used by {program}, and no program of this host has joined the group.",
+        ("multicast listen {listened}",),
     ),
     "joined-other-group": Message(
-        "{program} is at port {port}, and no program of this host has joined {group}.",
-        ("multicast listen {target}",),
+        "Port {port} is used by {program}, and no program of this host has joined {group}.",
+        ("multicast listen {listened}",),
     ),
     # buffer
     "overflow": Message(

@@ -27,6 +27,7 @@ __all__ = [
     "packets",
     "problem",
     "skip",
+    "sole",
     "stays_on_link",
     "target",
     "unique",
@@ -97,8 +98,10 @@ def blame(e: Evidence, counted: int) -> Status:
     if e.wire is not None:
         missing = amount(e.undelivered)
         return "fail" if 0 < missing <= 2 * counted else "warn"
+    if e.family == "IPv6":  # where packets to groups are counted that nobody has joined
+        return "warn"
     as_many = IGMP_ALLOWANCE < counted <= e.counters.get("Ip:InMcastPkts", 0)
-    return "fail" if e.lacking and e.sole and as_many else "warn"
+    return "fail" if e.lacking and sole(e) and as_many else "warn"
 
 
 #: How many packets of IGMP itself may come in while we look: queries, and reports of others.
@@ -123,8 +126,10 @@ def about(e: Evidence) -> dict[str, object]:
         "seconds": lasted(e),
         "source": listed(e.group.sources) if e.group.sources else "SOURCE",
         "interface": ",".join(e.asked) or _suggested(e),
+        "first": e.asked[0] if e.asked else _suggested(e),
         "where": where(e.group.address, e.group.port),
         "target": target(e.group.address, e.group.port),
+        "listened": target(e.group.address, e.group.port, sources=e.group.sources),
         "again": " ".join(["multicast doctor", target(e.group.address, e.group.port), *_asked(e)]),
         "six": "-6 " if e.family == "IPv6" else "",
         "net": "ff00::/8" if e.family == "IPv6" else "224.0.0.0/4",
@@ -136,9 +141,10 @@ def where(address: str, port: int | str) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
-def target(address: str, port: int | str, zone: str = "") -> str:
+def target(address: str, port: int | str, zone: str = "", sources: Iterable[str] = ()) -> str:
     """Return a group as a shell takes it, to which brackets mean something."""
-    return shlex.quote(f"{where(address, port)}{zone}")
+    who = ",".join(sources)
+    return shlex.quote(f"{who}@{where(address, port)}{zone}" if who else f"{where(address, port)}{zone}")
 
 
 def _asked(e: Evidence) -> list[str]:
@@ -159,6 +165,8 @@ def problem(e: Evidence, one: Interface) -> str | None:
         return "interface-down"
     if one.loopback:
         return None
+    if one.name in e.masters:
+        return "bridge-port"
     if not one.multicast:
         return "no-multicast-flag"
     if not one.running:
@@ -177,6 +185,13 @@ def stays_on_link(group: str) -> bool:
 def kernel_joins(address: str) -> bool:
     """Whether the kernel joins the group by itself: all nodes, and solicited nodes (RFC 4291 section 2.7.1)."""
     return address in ("224.0.0.1", "ff01::1", "ff02::1") or address.startswith("ff02::1:ff")
+
+
+def sole(e: Evidence) -> bool:
+    """Whether nobody here has joined any other group of the family, so that packets to groups are those asked for."""
+    six = ":" in e.group.address
+    others = {one.group for one in e.joined if (":" in one.group) is six and not kernel_joins(one.group)}
+    return others <= {e.group.address}
 
 
 def way(route: Route) -> str:

@@ -56,13 +56,21 @@ def check_interface(e: Evidence) -> Finding:
         states = "; ".join(map(_state, e.present))
         name = next((one.name for one in e.outer if one.addresses), "lo")
         return finding("interface", "fail", "none-up", states, **{**about(e), "interface": name})
-    wanted = [one for one in e.present if one.name in e.asked] if e.asked else e.outer
+    wanted = (
+        [one for one in e.present if one.name in e.asked]
+        if e.asked
+        else [one for one in e.outer if one.name not in e.masters]
+    )
     status: Status = "fail" if e.lacking else "warn"
     bad = [(one, code) for one in wanted if (code := problem(e, one)) is not None]
     # Who named none has others to receive by, if only lo: when something arrives, all is well.
     if bad and (e.asked or (len(bad) == len(wanted) and not e.delivered)):
         one, code = next((each for each in bad if each[0].addresses), bad[0])
-        return finding("interface", status, code, _state(one), **{**about(e), "interface": one.name})
+        # What such a bridge keeps from its port is another check's matter.
+        if any(one.name in bridge.unflooded for bridge in e.bridges or ()):
+            status = "warn"
+        words = {**about(e), "interface": one.name, "master": e.masters.get(one.name, "")}
+        return finding("interface", status, code, _state(one), **words)
     elsewhere = (errno.ENOBUFS, errno.EADDRINUSE, errno.EACCES)  # what the checks of membership and port tell
     why = {name: reason(error) for name, error in e.refused.items() if error.errno not in elsewhere}
     why |= {name: "it is gone" for name in e.asked if name not in [one.name for one in e.present]}
@@ -80,6 +88,7 @@ def check_interface(e: Evidence) -> Finding:
 _SHORT = {
     "interface-down": "is down",
     "no-carrier": "has no carrier",
+    "bridge-port": "is a port of a bridge",
     "no-multicast-flag": "lacks the flag MULTICAST",
     "no-address": "has no IPv4 address",
     "no-ipv6": "has no IPv6 address",

@@ -17,6 +17,7 @@ from .facts import (
     ok,
     packets,
     skip,
+    sole,
     stays_on_link,
     unique,
 )
@@ -81,9 +82,11 @@ def check_reverse_path(e: Evidence) -> Finding:
     pairs += [(source, interface) for source in e.group.sources for interface in on]
     for source, interface in pairs:
         back = e.back.get(source)
-        setting = f"{prefix}{interface}.rp_filter" if not every else f"{prefix}all.rp_filter"
-        words = {**about(e), "source": source, "interface": interface, "setting": setting}
         strict = on[interface] == 1
+        # The higher counts: a loose filter takes one of them, none takes both. Loose is enough where there is a route.
+        off = [f"{prefix}{one}.rp_filter=0" for one in ("all", interface) if e.sysctl.get(f"{prefix}{one}.rp_filter")]
+        settings = " ".join(off) if back is None or not strict else f"{prefix}{interface}.rp_filter=2"
+        words = {**about(e), "source": source, "interface": interface, "settings": settings}
         if back is not None and (not strict or back.interface == interface):
             continue
         if not counted:
@@ -106,7 +109,7 @@ def check_firewall(e: Evidence) -> Finding:
     if e.rules is None:
         missing = 0 if e.delivered or e.anywhere or e.refused else _lost_in_kernel(e)
         if missing and e.family == "IPv4":
-            status: Status = "fail" if e.sole else "warn"
+            status: Status = "fail" if sole(e) else "warn"
             seen = f"at least {packets(missing)} taken in and given to no program in {lasted(e)} s, 0 delivered"
             return finding("firewall", status, "discarded", seen, **about(e))
         return skip("firewall", "rules need root to read; run with sudo for this check")

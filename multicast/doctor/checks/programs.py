@@ -5,7 +5,21 @@ from __future__ import annotations
 from multicast.doctor.evidence import Evidence
 from multicast.doctor.messages import Finding
 
-from .facts import about, amount, finding, kernel_joins, lasted, listed, ok, or_others, owners, packets, unique
+from .facts import (
+    about,
+    amount,
+    finding,
+    kernel_joins,
+    lasted,
+    listed,
+    ok,
+    or_others,
+    owners,
+    packets,
+    sole,
+    target,
+    unique,
+)
 
 __all__ = ["check_buffer", "check_engine", "check_package", "check_program"]
 
@@ -34,17 +48,22 @@ def check_program(e: Evidence) -> Finding:
     if came and not set(places) & set(arriving):
         seen = f"{packets(amount(came))} on {listed(arriving)}; memberships on {listed(places)}"
         return finding(name, "fail", "joined-elsewhere", seen,
-                       **{**words, "arriving": or_others(arriving), "interface": listed(places)})
+                       **{**words, "arriving": or_others(arriving), "named": ",".join(arriving),
+                          "interface": listed(places)})
     for membership in mine:
         rows = [one for one in e.filters if (one.interface, one.group) == (membership.interface, group)]
         wanted = [one.source for one in rows if one.included]
         sources = unique(one.source for one in came if one.interface == membership.interface)
+        if not sources:
+            continue
+        words |= {"arriving": or_others(sources), "found": target(group, e.group.port, sources=sources[:1])}
+        seen = f"{packets(amount(came))} from {listed(sources[:4])}"
         # As many sockets ask for one and the same source as have joined at all: nobody takes the others.
-        every = bool(wanted) and max(one.included for one in rows) >= membership.users
-        if every and sources and not set(sources) & set(wanted):
-            seen = f"{packets(amount(came))} from {listed(sources[:4])}; joined for {listed(wanted[:4])}"
-            return finding(name, "fail", "joined-for-others", seen,
-                           **{**words, "arriving": or_others(sources), "source": listed(wanted)})
+        if wanted and max(one.included for one in rows) >= membership.users and not set(sources) & set(wanted):
+            return finding(name, "fail", "joined-for-others", f"{seen}; joined for {listed(wanted[:4])}",
+                           **{**words, "source": listed(wanted)})
+        if {one.source for one in rows if one.excluded >= membership.users}.issuperset(sources):
+            return finding(name, "fail", "source-blocked", f"{seen}; refused by all that have joined", **words)
     return ok(name, f"{words['program']}; joined on {listed(places)}")
 
 
@@ -55,7 +74,7 @@ def check_buffer(e: Evidence) -> Finding:
     concerned = [one for one in e.holders if one.address == e.group.address or (joined and one in e.in_the_way)]
     worst = max(concerned, key=lambda holder: holder.dropped, default=None)
     if worst is not None and worst.dropped:
-        surely = worst.address == e.group.address or e.sole
+        surely = worst.address == e.group.address or sole(e)
         limit, default = e.sysctl.get("net.core.rmem_max", 0), e.sysctl.get("net.core.rmem_default", 0)
         seen = f"drops +{worst.dropped} at {worst.address}:{worst.port} in {lasted(e)} s"
         if limit:

@@ -57,15 +57,17 @@ def check_arrival(e: Evidence, explained: Finding | None) -> Finding:
     if ports:
         numbers, there = unique(str(one.port) for one in ports), listed(unique(one.interface for one in ports))
         seen = f"{packets(amount(ports))} to {e.group.address} on {there} in {seconds} s"
-        words = {**words, "arriving": or_others(numbers), "found": target(e.group.address, numbers[0])}
+        found = target(e.group.address, numbers[0], sources=e.group.sources)
+        words = {**words, "arriving": or_others(numbers), "found": found}
         return finding(name, "fail", "other-port", seen, **words)
     near = [one for one in incoming if (one.group, one.port) == (e.group.address, e.group.port)]
     if near:
         there, senders = listed(unique(one.interface for one in near)), unique(one.source for one in near)
         seen = f"{packets(amount(near))} on the wire of {there} from {listed(senders[:4])} in {seconds} s"
         if e.asked and not any(one.interface in e.asked for one in near):
-            return finding(name, "fail", "other-interface", seen, **{**words, "arriving": there})
-        return finding(name, "fail", "other-source", seen, **{**words, "arriving": or_others(senders)})
+            named = ",".join(unique(one.interface for one in near))
+            return finding(name, "fail", "other-interface", seen, **{**words, "arriving": there, "named": named})
+        return finding(name, "fail", "other-source", seen, **{**words, **_as_it_comes(e, senders)})
     others = [
         one for one in (*incoming, *e.others) if one.port == e.group.port and one.group != e.group.address
     ]
@@ -100,13 +102,19 @@ def _arrives_otherwise(e: Evidence) -> Finding:
     here = [one for one in e.anywhere if not e.asked or one.interface in e.asked]
     total = f"{packets(amount(e.anywhere))} in {seconds} s"
     if e.asked and not here:
-        places = listed(unique(one.interface for one in (right or e.anywhere)))
+        names = unique(one.interface for one in (right or e.anywhere))
+        places = listed(names)
         own = all(one.source in e.own for one in e.anywhere)
         code = "other-interface-sent" if own else "other-interface"
         seen = f"{total} on {places} from {listed(unique(one.source for one in e.anywhere)[:4])}"
-        return finding("arrival", "fail", code, seen, **{**words, "arriving": places})
+        return finding("arrival", "fail", code, seen, **{**words, "arriving": places, "named": ",".join(names)})
     return finding("arrival", "fail", "other-source", f"{total} from {listed(sources[:4])}",
-                   **{**words, "arriving": or_others(sources)})
+                   **{**words, **_as_it_comes(e, sources)})
+
+
+def _as_it_comes(e: Evidence, senders: list[str]) -> dict[str, str]:
+    """The words for senders other than those asked for; a command names one of them."""
+    return {"arriving": or_others(senders), "found": target(e.group.address, e.group.port, sources=senders[:1])}
 
 
 def check_bridge(e: Evidence) -> Finding:
