@@ -128,6 +128,13 @@ def test_the_deadline_has_room_for_the_last_answers(respond: Respond) -> None:
     assert found["summary"][0]["replies"] == found["summary"][0]["pings"]
 
 
+def test_a_ping_longer_than_a_reply_may_be_is_answered_and_ends_nobody(respond: Respond) -> None:
+    responder = respond(GROUP, "-c", "2")
+    for size in ("5000", "49"):
+        assert multicast("ping", GROUP, "-c", "1", "-s", size, "-w", "10").returncode == 0
+    assert responder.end()[0] == 0
+
+
 def test_what_the_limits_hold_back_is_not_called_lost(respond: Respond) -> None:
     respond()
     done = multicast("ping", GROUP, "-c", "120", "--interval", "0.002", "-W", "0.3", "--json")

@@ -80,7 +80,9 @@ class PingResponder(Responder):
         """Answer a ping, and let the others hear us if it calls for that."""
         probe = parse(packet)
         assert probe is not None  # noqa: S101 -- handle_packet has looked
-        replied = self.reply(self._hearing.reply(probe, len(packet), self._ttl, addr.ttl), addr)
+        # Anybody can send a ping that is longer than our replies may be, and it must not end us.
+        size = min(len(packet), self.longest)
+        replied = self.reply(self._hearing.reply(probe, size, self._ttl, addr.ttl), addr)
         beacon = self._hearing.beacon(probe, self._ttl, self.poller.time())
         if beacon is not None:
             try:
