@@ -25,7 +25,7 @@ import pytest
 from helpers import settle
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from programs import Running, events
+from programs import Running, events, wait_for
 from programs import multicast as command
 
 import multicast.senders
@@ -158,6 +158,32 @@ PCAPNG = section() + interface() + enhanced(ETHERNET + ipv4(udp(b"one"))) + enha
 PCAP = pcap([ETHERNET + ipv4(udp(b"one")), ETHERNET + ipv4(udp(b"two"))])
 
 
+def told(path: Path) -> dict[str, dict[str, Any]]:
+    """Return what the last statistics of each interface in a file say: received, dropped, delivered, and a comment."""
+    data = path.read_bytes()
+    names: list[str] = []
+    found: dict[str, dict[str, Any]] = {}
+    position = 0
+    while position < len(data):
+        kind, length, number = struct.unpack_from("<III", data, position)
+        start = position + (16 if kind == 1 else 20)
+        values: dict[int, bytes] = {}
+        while kind in (1, 5) and (code := struct.unpack_from("<H", data, start)[0]):
+            (size,) = struct.unpack_from("<H", data, start + 2)
+            values[code] = data[start + 4 : start + 4 + size]
+            start += 4 + size + -size % 4
+        if kind == 1:
+            names.append(values[2].decode())
+        elif kind == 5:
+            words = {4: "received", 5: "dropped", 8: "delivered"}
+            found[names[number]] = {word: struct.unpack("<Q", values[code])[0]
+                                    for code, word in words.items() if code in values}
+            if 1 in values:
+                found[names[number]]["comment"] = values[1].decode()
+        position += length
+    return found
+
+
 # -- writing -------------------------------------------------------------------------------------------------------
 
 FOUR = st.binary(min_size=4, max_size=4).map(socket.inet_ntoa)
@@ -255,6 +281,130 @@ def test_files_rotate_and_the_latest_are_kept(tmp_path: Path) -> None:
     assert all(5000 <= (tmp_path / name).stat().st_size < 5400 for name in names[1:-2])
 
 
+def recorded_as(what: Iterable[Packet]) -> tuple[list[bytes], list[Address]]:
+    """Return packets as a listener has them."""
+    what = list(what)
+    return (
+        [packet.payload for packet in what],
+        [Address(packet.source, None, packet.interface, packet.ttl, packet.timestamp) for packet in what],
+    )
+
+
+@pytest.mark.parametrize("snaplen", [None, 200])
+@pytest.mark.parametrize("size", [10, 1200, 9000])
+def test_a_file_that_rotates_is_over_its_size_by_a_packet_at_most(
+    tmp_path: Path, size: int, snaplen: int | None
+) -> None:
+    what = [packet._replace(payload=b"%05d" % number + bytes(size)) for number, packet in enumerate(packets(512))]
+    with capture.write(tmp_path / "feed.pcapng", rotate=60_000, snaplen=snaplen) as file:
+        for start in range(0, 512, 64):  # as many as a listener reads at once, and nobody flushes
+            file.extend(*recorded_as(what[start : start + 64]), GROUP, PORT)
+        for packet in what:
+            file.write(packet)
+    files = sorted(tmp_path.iterdir())
+    most = 60_000 + (snaplen or size + 80) + 100  # a packet and the statistics
+    sizes = [one.stat().st_size for one in files]
+    assert all(60_000 <= found < most for found in sizes[:-1])
+    assert sizes[-1] < most
+    found = [packet for one in files for packet in readable(one)]
+    kept = size + 5 if snaplen is None else min(size + 5, 200 - 42)
+    assert [packet.payload for packet in found] == [packet.payload[:kept] for packet in what] * 2
+
+
+def test_of_several_files_none_is_empty_at_any_time(tmp_path: Path) -> None:
+    with capture.write(tmp_path / "feed.pcapng", rotate=4096) as file:
+        file.write(packets(1)[0]._replace(payload=bytes(4096)))
+        (first,) = tmp_path.iterdir()
+        file.flush()
+        file.write(packets(1)[0])
+        assert list(tmp_path.iterdir()) == [first] == [Path(file.path)]
+        file.flush()
+        _, second = sorted(tmp_path.iterdir())
+        assert readable(second) == [whole(packets(1)[0])]
+        file.write(packets(1)[0]._replace(payload=bytes(4096)))
+    assert sorted(tmp_path.iterdir()) == [first, second], "closing begins no other"
+
+
+def test_files_with_a_long_head_have_packets_too(tmp_path: Path) -> None:
+    with capture.write(tmp_path / "feed.pcapng", comment="many groups " * 1000, rotate=4096) as file:
+        for packet in packets(300):
+            file.write(packet)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_each_file_tells_of_its_own_packets(tmp_path: Path) -> None:
+    dropped = 0
+    with capture.write(tmp_path / "feed.pcapng", rotate=5000) as file:
+        for number, packet in enumerate(packets(300)):
+            file.write(packet)
+            if number % 10 == 0:
+                file.dropped("eth0", 2)
+                dropped += 2
+        file.dropped("eth0", 3)
+    files = sorted(tmp_path.iterdir())
+    assert len(files) > 5
+    statistics = [told(one)["eth0"] for one in files]
+    assert [one["delivered"] for one in statistics] == [len(readable(one)) for one in files]
+    assert [one["received"] - one["dropped"] for one in statistics] == [one["delivered"] for one in statistics]
+    assert sum(one["dropped"] for one in statistics) == dropped + 3
+
+
+def test_what_is_dropped_when_a_file_has_its_size_is_told_by_the_next(tmp_path: Path) -> None:
+    with capture.write(tmp_path / "feed.pcapng", rotate=4096) as file:
+        file.write(packets(1)[0]._replace(payload=bytes(5000)))
+        file.dropped("eth0", 7)
+    first, second = sorted(tmp_path.iterdir())
+    assert told(first) == {"eth0": {"received": 1, "dropped": 0, "delivered": 1}}
+    assert told(second) == {"eth0": {"received": 7, "dropped": 7, "delivered": 0}}
+
+
+def test_a_drop_by_an_unknown_interface_is_nobodys(path: Path) -> None:
+    with capture.write(path) as file:
+        for name in ("lo", "eth0", "eth1"):
+            file.write(packets(1, interface=name)[0])
+        file.dropped("eth0", 2)
+        file.dropped("socket of a group", 5, "on lo or eth0", among=["lo", "eth0"])
+    assert told(path) == {
+        "lo": {"delivered": 1},
+        "eth0": {"dropped": 2, "delivered": 1},
+        "eth1": {"received": 1, "dropped": 0, "delivered": 1},
+        "socket of a group": {"dropped": 5, "comment": "on lo or eth0"},
+    }
+    with capture.read(path) as reader:
+        assert len(list(reader)) == 3
+        assert reader.dropped == 7
+
+
+def test_a_file_is_certain_again_after_one_that_was_not(tmp_path: Path) -> None:
+    with capture.write(tmp_path / "feed.pcapng", rotate=4096) as file:
+        file.dropped("socket of a group", 5, "on lo or eth0", among=["lo", "eth0"])
+        for packet in packets(2):
+            file.write(packet._replace(payload=bytes(5000)))
+    first, second = map(told, sorted(tmp_path.iterdir()))
+    assert first["eth0"] == {"delivered": 1}
+    assert second == {
+        "eth0": {"received": 1, "dropped": 0, "delivered": 1},
+        "lo": {"received": 0, "dropped": 0, "delivered": 0},
+        "socket of a group": {"dropped": 0},
+    }
+
+
+def test_the_memory_of_a_writer_does_not_grow_with_the_sources(path: Path) -> None:
+    def peak(sources: int) -> int:
+        tracemalloc.start()
+        try:
+            with capture.write(path) as file:
+                for number in range(sources):
+                    file.write(Packet(b"x", (f"10.1.{number >> 8}.{number & 255}", 7), GROUP, PORT, BEGIN))
+                    if not number % 500:
+                        file.flush()
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert peak(8000) < 1.5 * peak(2000)
+
+
 @pytest.mark.parametrize(
     "options, word",
     [({"snaplen": 10}, "snaplen"), ({"rotate": 100}, "rotate"), ({"keep": 3}, "rotate"), ({"rotate": True}, "rotate")],
@@ -308,12 +458,7 @@ def test_a_full_disk_leaves_a_whole_file_with_its_statistics(
     what = packets(200)
     file = capture.write(path, comment="until the disk is full")
     file.dropped("eth0", 5)
-    file.extend(
-        [packet.payload for packet in what],
-        [Address(packet.source, None, "eth0", 3, packet.timestamp) for packet in what],
-        GROUP,
-        PORT,
-    )
+    file.extend(*recorded_as(what), GROUP, PORT)
     small_disk(room)
     with pytest.raises(OSError, match="File too large") as caught:
         file.flush()
@@ -325,8 +470,58 @@ def test_a_full_disk_leaves_a_whole_file_with_its_statistics(
         assert 20 < len(found) < 200
         assert reader.dropped == 5
     assert (file.packets, file.lost) == (len(found), 200 - len(found))
+    assert file.bytes == sum(len(packet.payload) for packet in found)
+    assert told(path)["eth0"] == {"received": 205, "dropped": 5, "delivered": len(found)}
+    assert file.error is caught.value
     assert f"{len(found)} packets are in it" in caught.value.__notes__[0]
     assert path.stat().st_size > room - 300, "no more is cut off than has to be"
+
+
+@pytest.mark.parametrize("old", [b"", b"an old recording"])
+def test_a_disk_that_is_full_from_the_start_leaves_no_empty_file(
+    path: Path, small_disk: Callable[[int], None], old: bytes
+) -> None:
+    if old:
+        path.write_bytes(old)
+    file = capture.write(path)
+    file.write(packets(1)[0])
+    small_disk(20)
+    with pytest.raises(OSError, match="File too large") as caught:
+        file.close()
+    assert not path.exists()
+    assert (file.packets, file.bytes, file.lost) == (0, 0, 1)
+    assert "no room to begin the file; 0 packets are in those before it, 1 are not" in caught.value.__notes__[0]
+
+
+def test_what_has_no_room_in_a_file_is_lost_with_all_that_came_with_it(
+    tmp_path: Path, small_disk: Callable[[int], None]
+) -> None:
+    file = capture.write(tmp_path / "feed.pcapng", rotate=40_000)
+    what = [packet._replace(payload=packet.payload + bytes(1000)) for packet in packets(64)]
+    small_disk(30_000)
+    with pytest.raises(OSError, match="File too large"):
+        file.extend(*recorded_as(what), GROUP, PORT)
+    assert file.closed
+    found = payloads(file.path)
+    assert found == [packet.payload for packet in what[: len(found)]]
+    assert (file.packets, file.lost) == (len(found), 64 - len(found))
+    assert file.bytes == sum(map(len, found))
+
+
+def test_a_next_file_that_cannot_be_begun_is_told_with_what_is_lost(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    file = capture.write(folder / "feed.pcapng", rotate=4096)
+    file.write(packets(1)[0]._replace(payload=bytes(5000)))
+    for one in folder.iterdir():
+        one.unlink()
+    folder.rmdir()
+    with pytest.raises(FileNotFoundError) as caught:
+        file.extend(*recorded_as(packets(50)), GROUP, PORT)
+    assert file.closed
+    assert (file.packets, file.lost) == (1, 50)
+    assert "cannot be begun; 1 packets are in those before it, 50 are not" in caught.value.__notes__[0]
+    file.close()
 
 
 # -- reading -------------------------------------------------------------------------------------------------------
@@ -337,8 +532,7 @@ def test_the_longer_records_of_an_old_tcpdump_are_read(order: str) -> None:
     frames = [ETHERNET + ipv4(udp(b"%02d" % number)) for number in range(40)]
     parts = [struct.pack(order + "IHHiIII", 0xA1B2CD34, 2, 4, 0, 0, 262144, 1)]
     for number, frame in enumerate(frames):
-        # the index of the interface, the protocol and the kind of packet; that the index changes ends a run
-        more = struct.pack(order + "iHBx", number // 20, 0x0800, 2)
+        more = struct.pack(order + "iHBx", number // 20, 0x0800, 2)  # interface, protocol, kind of packet
         parts.append(struct.pack(order + "IIII", 7, number, len(frame), len(frame)) + more + frame)
     data = b"".join(parts)
     with of(data) as reader:
@@ -756,6 +950,7 @@ def mixed(path: Path) -> list[Packet]:
         for packet in what:
             file.write(packet)
         file.dropped("eth0", 3)
+        file.dropped("socket of a group", 2, "by one of both", among=["eth0", "lo"])
     return what
 
 
@@ -773,7 +968,7 @@ def test_wireshark_reads_what_is_written(path: Path) -> None:
     assert facts["Number of packets"] == "12"
     assert facts["File timestamp precision"] == "nanoseconds (9)"
     assert facts["Capture comment"] == "two groups"
-    assert facts["Number of interfaces in file"] == "2"
+    assert facts["Number of interfaces in file"] == "3", "with the one that stands for drops on either"
 
 
 @pytest.mark.needs_root  # root of a user namespace cannot become the user that tcpdump reads as
@@ -931,6 +1126,61 @@ def test_only_what_passes_the_filter_is_recorded(path: Path, poller: Poller) -> 
     recorder.close()
     assert payloads(path) == [b"keep 1", b"keep 2"]
     assert recorder.statistics().filtered == 1
+
+
+def test_what_the_filter_refuses_is_not_taken_for_dropped_when_others_drop(path: Path, poller: Poller) -> None:
+    class Idle(multicast.MulticastListener):
+        def handle_packet(self, packet: bytes, addr: Address) -> None:
+            pass
+
+    recorder = Recorder(path, "keep", ip=GROUP, port=PORT, interface="lo", poller=poller)
+    elsewhere = Poller()  # nobody polls it
+    with elsewhere, Idle(ip=TWO, port=PORT, interface="lo", rcvbuf=2304, poller=elsewhere) as idle:
+        sendto([b"drop"] * 200, GROUP, PORT, ttl=0)
+        sendto([bytes(1000)] * 300, TWO, PORT, ttl=0)
+        recorder.close()
+        assert idle.statistics().dropped > 200
+    counted = recorder.statistics()
+    assert (counted.filtered, counted.dropped) == (200, 0)
+    assert told(path) == {"lo": {"received": 0, "dropped": 0, "delivered": 0}}
+
+
+def test_drops_stand_at_the_only_interface_or_at_none(path: Path) -> None:
+    def record(**options: Any) -> tuple[int, dict[str, dict[str, Any]]]:
+        with testing.Network() as net:
+            recorder = Recorder(path, ip=GROUP, port=PORT, rcvbuf=10_000, **options)
+            sendto([b"x"] * 100, GROUP, PORT, interface="eth0")
+            net.advance(2)
+            recorder.close()
+        return recorder.statistics().delivered, told(path)
+
+    kept, found = record(interface="eth0")
+    assert found == {"eth0": {"received": 100, "dropped": 100 - kept, "delivered": kept}}
+    kept, found = record()
+    socket_name = f"socket of {GROUP}:{PORT}"
+    assert "joined on lo, eth0;" in found[socket_name].pop("comment")
+    assert found == {"lo": {"delivered": 0}, "eth0": {"delivered": kept}, socket_name: {"dropped": 100 - kept}}
+
+
+def test_drops_may_belong_to_an_interface_that_is_gone(path: Path) -> None:
+    with testing.Network() as net:
+        recorder = Recorder(path, ip=GROUP, port=PORT, interface="eth0", rcvbuf=10_000)
+        recorder.interfaces, before = (), recorder.interfaces
+        sendto([b"x"] * 100, GROUP, PORT, interface="eth0")
+        net.advance(2)
+        recorder.interfaces = before
+        recorder.close()
+    assert told(path)["eth0"]["dropped"] > 0
+
+
+def test_recorders_of_a_file_that_has_ended_read_no_more(path: Path, poller: Poller) -> None:
+    with capture.write(path) as file:
+        recorder = Recorder(file, ip=GROUP, port=PORT, interface="lo", poller=poller)
+        poller.poll(0)
+        file.close()
+        sendto([b"x"] * 10, GROUP, PORT, ttl=0)
+        settle(poller, lambda: recorder.closed)
+    assert recorder.statistics().packets == 0
 
 
 def test_closing_takes_what_the_kernel_has(path: Path, poller: Poller) -> None:
@@ -1138,9 +1388,22 @@ def test_a_loop_of_one_packet_has_a_second_between(net: testing.Network, path: P
 def test_time_does_not_go_back(net: testing.Network, path: Path) -> None:
     times = [0, 5 * SECOND, 1 * SECOND, 6 * SECOND]
     what = [packet._replace(timestamp=BEGIN + when) for packet, when in zip(packets(4), times, strict=True)]
-    heard, _ = played(net, written(path, what), [(TWO, PORT)], to=TWO)
+    heard, replayer = played(net, written(path, what), [(TWO, PORT)], to=TWO)
     assert [packet for *_, packet in heard] == [packet.payload for packet in what]
     assert [when for when, *_ in heard] == pytest.approx([0, 5 * SECOND, 5 * SECOND, 6 * SECOND], abs=10_000)
+    assert replayer.timing.max < 20e-6, "nothing is late: it was sent when it was due"
+
+
+def test_a_clock_that_was_set_back_at_the_end_does_not_shorten_a_loop(net: testing.Network, path: Path) -> None:
+    times = [0, 2 * SECOND, 4 * SECOND, 1 * SECOND]
+    what = [packet._replace(timestamp=BEGIN + when) for packet, when in zip(packets(4), times, strict=True)]
+    heard, replayer = played(net, written(path, what), [(TWO, PORT)], 12, to=TWO, loop=True)
+    replayer.close()
+    once = [0, 2 * SECOND, 4 * SECOND, 4 * SECOND]
+    pause = 4 * SECOND // 3  # as between others on the average
+    assert [when for when, *_ in heard] == pytest.approx(
+        [*once, *(4 * SECOND + pause + when for when in once), 2 * (4 * SECOND + pause)], abs=20_000
+    )
 
 
 @pytest.fixture
@@ -1225,6 +1488,23 @@ def test_a_group_that_comes_late_in_a_file_with_very_many_is_sent_too(crowded: P
         assert str(replayer.group) == f"{TWO}:7100"
         assert list(replayer) == [b"4196"]
         assert (len(replayer.summary.groups), replayer.summary.others) == (4096, 104)
+
+
+def test_the_memory_of_a_replay_does_not_grow_with_the_groups(path: Path) -> None:
+    def peak(groups: int) -> int:
+        with capture.write(path) as file:
+            for number in range(groups):
+                group = f"239.{number >> 12}.{number >> 4 & 255}.{number & 15}"
+                file.write(Packet(b"x", ("10.0.0.5", 7000), group, 7100, BEGIN + number))
+        with Replayer(path, to=TWO, only="239.0.0.1", speed=math.inf, ttl=0) as replayer:
+            tracemalloc.start()
+            try:
+                assert list(replayer) == [b"x"]
+                return tracemalloc.get_traced_memory()[1]
+            finally:
+                tracemalloc.stop()
+
+    assert peak(16_000) < 1.5 * peak(4096)
 
 
 def test_what_is_said_of_the_groups_of_a_file_does_not_hide_that_there_are_more(crowded: Path, three: Path) -> None:
@@ -1453,6 +1733,7 @@ def test_the_commands_record_and_replay(tmp_path: Path) -> None:
         "bytes": 40,
         "dropped": 0,
         "filtered": 0,
+        "lost": 0,
     }
     with Running("record", f"{TWO}:{PORT}", "-o", second, "-w", "20", "-i", "lo") as recording:
         recording.until_said("recording ")
@@ -1567,3 +1848,20 @@ def test_the_disk_being_full_is_told(tmp_path: Path) -> None:
     assert done.returncode == 3
     assert "No space left on device" in done.stderr
     assert "keep fewer files (--rotate, --keep)" in done.stderr
+
+
+@pytest.mark.parametrize("room", [5000, 20])
+def test_the_summary_tells_what_is_in_the_file_when_the_disk_is_full(path: Path, room: int) -> None:
+    with Running("record", f"{GROUP}:{PORT}", "-o", str(path), "-i", "lo", "--json") as recording:
+        recording.until_said("recording ")
+        wait_for(lambda: path.stat().st_size, "the file has its head")
+        resource.prlimit(recording.process.pid, resource.RLIMIT_FSIZE, (room, room))
+        sendto([b"x" * 100] * 200, GROUP, PORT, ttl=0)
+        code, out, said = recording.end()
+    summary = events(out)[-1]
+    found = payloads(path)
+    assert code == 3
+    assert summary["event"] == "summary"
+    assert (summary["packets"], summary["bytes"]) == (len(found), 100 * len(found))
+    assert summary["lost"] == 200 - len(found)
+    assert f"{len(found)} packets are in it" in said

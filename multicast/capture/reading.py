@@ -247,7 +247,7 @@ class Reader:
             raise self._fault(f"pcap version {major}.{minor} is unknown; 2.4 is usual", 4)
         link = self._decoder.link(link_type & 0xFFFF)  # the upper half tells of frame check sequences
         decode = link.decode
-        find = Runs(order, before, tuple(range(8, before)), 0, 0, self._known).find
+        find = Runs(order, before, tuple(range(8, 16)), 0, 0, self._known).find
 
         def time(seconds: int, fraction: int) -> int:
             return seconds * 1_000_000_000 + fraction * unit

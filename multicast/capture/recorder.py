@@ -39,6 +39,11 @@ class Recorder(MulticastListener):
     which groups were joined and how many packets the kernel had to drop. A disk that is full ends the recording: the
     error leaves `poll`, or is given to `handle_error(exc)` where a subclass has it, and the file stays good.
 
+    `filter` is asked here and never in the kernel, which counts what it refuses and what it has to drop in one: the
+    counts of a recording are exact. So what does not pass takes room in the kernel's buffer as well. The kernel counts
+    by socket; where the group is joined on several interfaces nobody knows by which of them the dropped packets came,
+    and the file has their number under the name of the socket.
+
     The time of the very first packet may be that of its reading: the kernel needs up to a tenth of a second to switch
     time stamps on, when no other program uses them.
     """
@@ -72,6 +77,7 @@ class Recorder(MulticastListener):
             exclude=exclude,
             rcvbuf=rcvbuf,
             details=True,
+            kernel_filter=False,
             poller=poller,
         )
         # After the joins, for they may fail, and an old recording be lost for nothing.
@@ -81,8 +87,7 @@ class Recorder(MulticastListener):
         self.file.describe(f"{self.group} joined on {names}")
         for joined in self.interfaces:
             self.file.interface(joined.name)
-        self._first = self.interfaces[0].name  # interfaces may go
-        self._comment = f"dropped at a socket joined on {names}" if len(self.interfaces) > 1 else ""
+        self._joined = tuple(interface.name for interface in self.interfaces)
         self._limit = limit
         self._told = 0  # drops that the file knows of
         self._own_file = not isinstance(path, Writer)
@@ -104,6 +109,10 @@ class Recorder(MulticastListener):
 
     def _record(self) -> bool:
         """Receive one batch and write it; return whether there was any."""
+        file = self.file
+        if file.closed:  # by another recorder, for the disk is full
+            self.close()
+            return False
         packets, addrs = batch.receive(self._socket_reader)
         if not packets:
             return False
@@ -112,14 +121,10 @@ class Recorder(MulticastListener):
             passed = [pair for pair in zip(packets, addrs, strict=True) if accept(*pair)]
             self._filter_refused += len(packets) - len(passed)
             packets, addrs = [packet for packet, _ in passed], [addr for _, addr in passed]
-        file = self.file
         if self._limit is not None:
             room = max(0, self._limit - file.packets)
             self._unread_forgotten += max(0, len(packets) - room)
             packets, addrs = packets[:room], addrs[:room]
-        if file.closed:  # by another recorder, for the disk is full
-            self.close()
-            return False
         try:
             file.extend(packets, addrs, self.group.address, self.group.port)
         except OSError:
@@ -151,8 +156,21 @@ class Recorder(MulticastListener):
     def _tell_drops(self) -> None:
         self._count_drops()
         new, self._told = self._kernel_dropped - self._told, self._kernel_dropped
-        if not self.file.closed:
-            self.file.dropped(self._first, new, self._comment)
+        # They may have come by an interface that was joined since, or that is gone.
+        now = tuple(interface.name for interface in self.interfaces)
+        names = tuple(dict.fromkeys((*self._joined, *now)))
+        self._joined = now or self._joined
+        if self.file.closed:
+            return
+        if len(names) == 1:
+            self.file.dropped(names[0], new)
+        else:
+            self.file.dropped(
+                f"socket of {self.group}",
+                new,
+                f"dropped at a socket joined on {', '.join(names)}; the kernel does not tell interfaces apart",
+                among=names,
+            )
 
     def _leave(self, socket: Any) -> None:
         """Leave the group, so that nothing more comes, and take what the kernel has received until then."""

@@ -8,18 +8,23 @@ interfaces of that type, and programs that send captures want Ethernet.
 * Blocks are gathered and written in one piece, at the latest each time `flush` is called. What is written always ends
   with a whole block, so a program that is killed leaves a good file.
 * When the disk is full the file is cut back to its last whole block and gets its statistics, and the error says what is
-  missing.
+  missing. A file of which nothing could be written is removed.
+* Of several files the next is opened when there is something to put in it, so none is empty.
+* Who counts what was dropped may not know by which interface it came, but statistics belong to interfaces. So such a
+  count stands by itself, under an interface made for it, and those it may belong to leave open what they have lost and
+  received: a 0 would be wrong there.
 * How a packet of one length from one source begins is the same each time: it is packed once. What is left for each
   packet is its time, its checksum and one `pack`.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import stat
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, Self, TypeAlias
@@ -35,6 +40,8 @@ __all__ = ["Writer", "write"]
 _GATHERED = 1 << 20
 _TEMPLATES = 1024
 _LONGEST_FRAME = 1 << 18
+# What a block has at most beside the payload: its own 32 bytes, 3 of padding, and Ethernet, IPv6 and UDP headers.
+_BESIDE, _HEADERS = 35, 62
 _LATEST = (1 << 64) - 1  # what a time of the format holds, in nanoseconds: the year 2554
 
 _SECTION_HEADER, _INTERFACE, _STATISTICS, _PACKET = 0x0A0D0D0A, 1, 5, 6
@@ -44,6 +51,9 @@ _ISB_IFRECV, _ISB_IFDROP, _ISB_USRDELIV = 4, 5, 8
 _NANOSECONDS = 9
 
 _LOW = 0xFFFFFFFF
+
+# How a packet block begins, and how others do as far as their length: kind, length, interface, time, bytes kept, bytes.
+_BLOCK = struct.Struct("<IIIIIII")
 
 
 def _option(code: int, value: bytes) -> bytes:
@@ -75,8 +85,14 @@ class _Counted:
     """What goes into the statistics of one interface."""
 
     recorded: int = 0
+    #: Of these, how many had no room on the disk.
+    lost: int = 0
     dropped: int = 0
     comment: str = ""
+    #: Whether more may have been dropped, which stand elsewhere.
+    unsure: bool = False
+    #: Whether it is an interface, or stands for who has counted drops on several.
+    real: bool = True
 
 
 # How to pack a block, how it begins, its middle, what its checksum begins with, its length, and where it is counted.
@@ -87,8 +103,9 @@ class Writer:
     """A pcapng file to write UDP packets to.
 
     `comment` is kept in the file, before the packets. With `snaplen` no more than so many bytes of each packet are
-    kept, headers included. With `rotate` the file is closed when it has so many bytes and the next one begun; names are
-    then ``NAME-00001.pcapng`` and so on, after those there are already. `keep` is how many of its own files stay.
+    kept, headers included. With `rotate` the file ends with the packet that makes it so many bytes, and its statistics,
+    and the packet after it begins the next one; names are then ``NAME-00001.pcapng`` and so on, after those there are
+    already. `keep` is how many of its own files stay.
 
     Packets are gathered: call `flush` about once a second, or use a `Recorder`, which does. Use it as a context
     manager, or call `close`, which writes the statistics.
@@ -113,10 +130,10 @@ class Writer:
         self._path = os.fspath(path)
         self._comments = [comment] if comment else []
         self._snaplen = min(snaplen or _LONGEST_FRAME, _LONGEST_FRAME)
-        self._rotate = rotate
+        self._rotate: float = math.inf if rotate is None else rotate
         self._keep = keep
         self._files: list[str] = []
-        self._number = self._highest() if rotate is not None else 0
+        self._number = 0 if rotate is None else self._highest()
         self._interfaces: dict[str, int] = {}
         self._counted: list[_Counted] = []
         self._statistics_due = False
@@ -124,15 +141,20 @@ class Writer:
         self._blocks: list[bytes] = []
         self._gathered = 0
         self._size = 0
-        self._fd = -1
+        self._full = self._rotate
+        self._fd = -1  # also between a file that has its size and the next
+        self._closed = False
         self._new = False
         self._last = 0
+        self._to_come = 0  # packets that were given with those being written, and have their turn after them
         #: Packets written or about to be, in all files.
         self.packets = 0
         #: Bytes of payload in them.
         self.bytes = 0
         #: Packets that could not be written, for the disk was full.
         self.lost = 0
+        #: Why the file was closed before its time; None where it was not.
+        self.error: OSError | None = None
         self._open()
 
     # -- files -----------------------------------------------------------------------------------------------------
@@ -145,7 +167,7 @@ class Writer:
     @property
     def closed(self) -> bool:
         """Whether the file is closed, by `close` or because the disk was full."""
-        return self._fd < 0
+        return self._closed
 
     def _numbered(self, number: int) -> str:
         path = PurePath(self._path)
@@ -163,14 +185,11 @@ class Writer:
 
     def _open(self) -> None:
         self._number += 1
-        path = self._path if self._rotate is None else self._numbered(self._number)
+        path = self._path if math.isinf(self._rotate) else self._numbered(self._number)
         self._new = not os.path.exists(path)
         # What is there stays until there is something to put in its place.
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
         self._files.append(path)
-        self._size = 0
-        for counted in self._counted:  # each file tells of its own packets
-            counted.recorded = counted.dropped = 0
         while self._keep is not None and len(self._files) > self._keep:
             try:
                 os.unlink(self._files.pop(0))
@@ -209,24 +228,36 @@ class Writer:
         """Whether this file has its head, written or about to be."""
         return bool(self._size or self._blocks)
 
-    def dropped(self, name: str | None, count: int, comment: str = "") -> None:
-        """Add to the statistics that `count` more packets of the interface called `name` were dropped."""
+    @property
+    def _between_files(self) -> bool:
+        """Whether the last file has its size, and there is nothing yet for the next."""
+        return self._fd < 0 and not self._blocks and not self._statistics_due
+
+    def dropped(self, name: str | None, count: int, comment: str = "", *, among: Iterable[str] = ()) -> None:
+        """Add to the statistics that `count` more packets of the interface called `name` were dropped.
+
+        Where it is not known by which interface they came, `among` are those it may have been, and `name` says who
+        has counted; it is described in the file like an interface, as there is no other place for such a count.
+        """
         if count:
             counted = self._counted[self.interface(name)]
             counted.dropped += count
             counted.comment = comment or counted.comment
+            for one in among:
+                counted.real = False
+                self._counted[self.interface(one)].unsure = True
             self._statistics_due = True
 
     def _statistics(self) -> bytes:
         parts = []
         for number, counted in enumerate(self._counted):
             options = _text(_COMMENT, counted.comment) if counted.comment else b""
-            for code, value in (
-                (_ISB_IFRECV, counted.recorded + counted.dropped),
-                (_ISB_IFDROP, counted.dropped),
-                (_ISB_USRDELIV, counted.recorded),
-            ):
-                options += _option(code, struct.pack("<Q", value))
+            if counted.real and not counted.unsure:
+                options += _option(_ISB_IFRECV, struct.pack("<Q", counted.recorded + counted.dropped))
+            if counted.dropped or not counted.unsure:
+                options += _option(_ISB_IFDROP, struct.pack("<Q", counted.dropped))
+            if counted.real:
+                options += _option(_ISB_USRDELIV, struct.pack("<Q", counted.recorded - counted.lost))
             now = self._last
             body = struct.pack("<III", number, now >> 32 & _LOW, now & _LOW) + options + _option(0, b"")
             parts.append(_block(_STATISTICS, body))
@@ -248,14 +279,21 @@ class Writer:
         self._last = timestamp
         self.packets += 1
         self.bytes += len(payload)
-        if self._gathered >= _GATHERED:
-            self.flush()
+        self._flush_what_is_enough()
 
     def _begin(self) -> None:
-        if self._fd < 0:
+        """Have the head of this file gathered, or of the next after one that has its size."""
+        if self._closed:
             raise ValueError(f"{self.path} is closed")
         if not self._started:
-            self._add(self._head())
+            head = self._head()
+            self._add(head)
+            # Files that are mostly head would be of no use, and very many.
+            self._full = max(self._rotate, 2 * len(head))
+
+    def _flush_what_is_enough(self) -> None:
+        if self._gathered >= _GATHERED or self._size + self._gathered >= self._full:
+            self.flush()
 
     def extend(self, packets: Sequence[bytes], addrs: Sequence[Address], group: str, port: int) -> None:
         """Write `packets`, which came from `addrs` and went to `group` on `port`, each with the time its address has.
@@ -263,6 +301,17 @@ class Writer:
         Raises `OSError` when the disk is full; see `flush`.
         """
         self._begin()
+        if len(packets) > 1 and self._may_be_full_with(packets):
+            # They may be more than this file has room for. The one after it begins where this one is full.
+            half = len(packets) // 2
+            rest = packets[half:]
+            self._to_come += len(rest)
+            try:
+                self.extend(packets[:half], addrs[:half], group, port)
+            finally:
+                self._to_come -= len(rest)
+            self.extend(rest, addrs[half:], group, port)
+            return
         blocks = self._blocks
         from_bytes = int.from_bytes
         timestamp = self._last
@@ -270,23 +319,30 @@ class Writer:
         size = -1
         interface: str | None = None
         ttl: int | None = None
-        for packet, addr in zip(packets, addrs, strict=True):
-            if addr != last or len(packet) != size or addr.interface != interface or addr.ttl != ttl:
-                last, size, interface, ttl = addr, len(packet), addr.interface, addr.ttl
-                key = (addr, interface, ttl, group, port, size, 0)
-                pack, head, middle, base, total, counted = self._templates.get(key) or self._template(*key)
-            timestamp = addr.timestamp or timestamp
-            # The sum of ones' complement is the number modulo 65535, in either byte order (RFC 1071, section 2).
-            checksum = 65535 - (base + from_bytes(packet, "little")) % 65535
-            blocks.append(pack(head, timestamp >> 32, timestamp & 0xFFFFFFFF, middle, checksum, packet, total))
-            counted.recorded += 1
+        gathered, begun = self._gathered, len(blocks)
+        try:
+            for packet, addr in zip(packets, addrs, strict=True):
+                if addr != last or len(packet) != size or addr.interface != interface or addr.ttl != ttl:
+                    last, size, interface, ttl = addr, len(packet), addr.interface, addr.ttl
+                    key = (addr, interface, ttl, group, port, size, 0)
+                    pack, head, middle, base, total, counted = self._templates.get(key) or self._template(*key)
+                timestamp = addr.timestamp or timestamp
+                # The sum of ones' complement is the number modulo 65535, in either byte order (RFC 1071, section 2).
+                checksum = 65535 - (base + from_bytes(packet, "little")) % 65535
+                blocks.append(pack(head, timestamp >> 32, timestamp & 0xFFFFFFFF, middle, checksum, packet, total))
+                counted.recorded += 1
+        finally:
+            self._gathered = gathered + sum(map(len, blocks[begun:]))
         self._last = timestamp
         self.packets += len(packets)
-        carried = sum(map(len, packets))
-        self.bytes += carried
-        self._gathered += carried + 64 * len(packets)
-        if self._gathered >= _GATHERED:
-            self.flush()
+        self.bytes += sum(map(len, packets))
+        self._flush_what_is_enough()
+
+    def _may_be_full_with(self, packets: Sequence[bytes]) -> bool:
+        if math.isinf(self._full):
+            return False
+        most = min(sum(map(len, packets)) + _HEADERS * len(packets), self._snaplen * len(packets))
+        return self._size + self._gathered + most + _BESIDE * len(packets) > self._full
 
     def _add(self, block: bytes) -> None:
         self._blocks.append(block)
@@ -303,7 +359,6 @@ class Writer:
         length: int,
     ) -> _Template:
         """Return what all packets of `kept` bytes from one source to one group have in common."""
-        number = self.interface(interface)
         host = str(addr[0]).partition("%")[0]
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
@@ -332,6 +387,7 @@ class Writer:
         layout = struct.Struct(f"<12sII{len(middle)}sH{payload}s{padding}xI")
         if len(self._templates) >= _TEMPLATES:
             self._templates.clear()
+        number = self.interface(interface)
         head = struct.pack("<III", _PACKET, total, number)
         template = (layout.pack, head, middle, base, total, self._counted[number])
         self._templates[(addr, interface, ttl, group, port, kept, length)] = template
@@ -340,20 +396,19 @@ class Writer:
     # -- writing ---------------------------------------------------------------------------------------------------
 
     def flush(self) -> None:
-        """Write what is gathered, and begin the next file when this one has its size.
+        """Write what is gathered, and end this file when it has its size.
 
         Raises `OSError` when it cannot be written. The file is closed then, after its last whole packet.
         """
-        if self._fd < 0:
+        if self._closed or self._between_files:
             return
-        if not self._started:
-            self._add(self._head())
+        self._begin()
+        if self._size + self._gathered >= self._full:
+            self._finish()
+            return
         if self._statistics_due:
             self._add(self._statistics())
         self._put()
-        if self._rotate is not None and self._size >= self._rotate:
-            self._finish()
-            self._open()
 
     def _put(self) -> None:
         data = b"".join(self._blocks)
@@ -361,6 +416,8 @@ class Writer:
         self._gathered = 0
         done = 0
         try:
+            if self._fd < 0:
+                self._open()
             if self._size == 0 and stat.S_ISREG(os.fstat(self._fd).st_mode):
                 os.ftruncate(self._fd, 0)
             with memoryview(data) as view:
@@ -373,30 +430,54 @@ class Writer:
 
     def _rescue(self, data: bytes, done: int, error: OSError) -> None:
         """Cut the file after its last whole block that leaves room for the statistics, and close it."""
-        last = self._statistics()
-        whole = position = 0
+        room = done - len(self._statistics())
+        whole = position = lost = 0
         while position < len(data):
-            kind, length = struct.unpack_from("<II", data, position)
-            if position + length + len(last) <= done:
+            kind, length, number, _, _, kept, original = _BLOCK.unpack_from(data, position)
+            if position + length <= room:
                 whole = position + length
             elif kind == _PACKET:
-                self.lost += 1
+                lost += 1
+                self._counted[number].lost += 1
+                # How long it was, as far as the block tells: one that was cut short before is no longer than it is.
+                ethernet = position + 28
+                headers = 42 if data[ethernet + 12 : ethernet + 14] == b"\x08\0" else 62
+                self.bytes -= (kept if kept < min(original, self._snaplen) else original) - headers
             position += length
+        self.packets -= lost
+        self.lost = lost + self._to_come
+        last = self._statistics()
+        end = self._size + whole
         fd, self._fd = self._fd, -1
-        self.packets -= self.lost
+        self._closed = True
+        if fd < 0:
+            what, where = "The next file cannot be begun", "in those before it"
+        else:
+            error.filename = self.path
+            self._cut(fd, end, last if whole else b"")
+            what, where = "The file is closed after its last whole packet", "in it and those before it"
+            if not end:
+                what, where = "There was no room to begin the file", "in those before it"
+        error.add_note(
+            f"{what}; {self.packets} packets are {where}, {self.lost} are not. Make room, or keep fewer files (rotate=,"
+            " keep=)."
+        )
+        self.error = error
+
+    def _cut(self, fd: int, end: int, last: bytes) -> None:
+        """Have the file end with `last` after `end` bytes, and close it; remove it when that is nothing."""
         try:
-            os.ftruncate(fd, self._size + whole)
-            if whole and os.pwrite(fd, last, self._size + whole) != len(last):
-                os.ftruncate(fd, self._size + whole)
+            os.ftruncate(fd, end)
+            if os.pwrite(fd, last, end) != len(last):
+                os.ftruncate(fd, end)
+            status = os.fstat(fd)
+            # No more than what was opened here: not a device, nor what somebody has put in its place.
+            if not end and stat.S_ISREG(status.st_mode) and os.path.samestat(status, os.lstat(self.path)):
+                os.unlink(self._files.pop())
         except OSError:
             pass  # what stands there is whole
         finally:
             os.close(fd)
-        error.filename = self.path
-        error.add_note(
-            f"The file is closed after its last whole packet; {self.packets} packets are in it and those before it,"
-            f" {self.lost} are not. Make room, or keep fewer files (rotate=, keep=)."
-        )
 
     def _finish(self) -> None:
         """Write the statistics and close this file."""
@@ -404,16 +485,21 @@ class Writer:
         self._put()
         os.close(self._fd)
         self._fd = -1
+        self._size = 0
+        for counted in self._counted:  # each file tells of its own packets
+            counted.recorded = counted.dropped = 0
+            counted.comment, counted.unsure = "", False
 
     def close(self) -> None:
         """Write what is gathered and the statistics, and close the file. Idempotent."""
-        if self._fd < 0:
+        if self._closed:
             return
         try:
-            if not self._started:
-                self._add(self._head())
-            self._finish()
+            if not self._between_files:
+                self._begin()
+                self._finish()
         finally:
+            self._closed = True
             fd, self._fd = self._fd, -1
             if fd >= 0:
                 os.close(fd)
@@ -426,6 +512,7 @@ class Writer:
             # Nothing has begun: it is as if the file had not been opened.
             os.close(self._fd)
             self._fd = -1
+            self._closed = True
             if self._new:
                 os.unlink(self.path)
             return

@@ -10,7 +10,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -186,13 +187,18 @@ def record(
                 ),
                 lambda: {"packets": file.packets, "bytes": file.bytes, "dropped": dropped()},
             )
+            finished = True
             try:
-                finished = out.drive(poller, lambda: recorders[0].complete, deadline, writes=out.json)
+                with _told_last(file):
+                    finished = out.drive(poller, lambda: recorders[0].complete, deadline, writes=out.json)
             finally:
                 progress.end()
             seconds = time.monotonic() - began
             for recorder in recorders:
-                recorder.close()
+                with _told_last(file):
+                    recorder.close()
+            with _told_last(file):
+                file.close()
             lost = dropped()
             filtered = sum(recorder.statistics().filtered for recorder in recorders)
     if out.json:
@@ -204,14 +210,27 @@ def record(
             seconds=round(seconds, 6),
             dropped=lost,
             filtered=filtered,
+            lost=file.lost,
         )
     text = f"{plural(file.packets, 'packet')}, {plural(file.bytes, 'byte')}, {seconds:.1f} s"
     text += f", {plural(filtered, 'packet')} refused by the filter" if filtered else ""
     out.say(f"{printable(file.path)}: {text}; kernel dropped {lost}")
+    if file.error is not None:
+        raise file.error
     if not file.packets:
         out.say(f"nothing arrived. Next: multicast listen {' '.join(map(str, wanted))}")
         return Exit.NO if finished else Exit.INTERRUPTED
     return Exit.YES
+
+
+@contextmanager
+def _told_last(file: capture.Writer) -> Iterator[None]:
+    """Go on where the file ends early, for the disk is full: what is in it is to be told before the error."""
+    try:
+        yield
+    except OSError as error:
+        if error is not file.error:
+            raise
 
 
 # -- replay --------------------------------------------------------------------------------------------------------
