@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -673,6 +674,35 @@ def test_an_interface_that_fails_does_not_keep_a_request_from_the_others(
         host.ip("address del 10.99.1.2/24 dev o1")
         with pytest.raises(OSError, match=r"\[Errno"):
             nowhere.ask("Hello")
+
+
+def test_an_interface_that_goes_on_failing_is_told_once_with_what_to_do(
+    lab: netns.Lab, caplog: pytest.LogCaptureFixture
+) -> None:
+    host, other = lab.host("host"), lab.host("other")
+    lab.link(host, "h0", other, "o0")
+    if shutil.which("nft") is None:
+        pytest.skip("the program nft is not installed")
+    rules = "table ip f { chain out { type filter hook output priority 0; oifname h0 udp dport 4242 drop; }; }"
+
+    def told(requester: Collector) -> int:
+        caplog.clear()
+        requester.ask("Hello")
+        return len(caplog.records)
+
+    with host.inside(), Poller() as poller:
+        everywhere = Collector(None, GROUP, timeout=None, poller=poller)
+        assert told(everywhere) == 0
+        assert host.run(["nft", rules]).returncode == 0
+        assert told(everywhere) == 1
+        said = f"the request to {GROUP}:4242 is not sent by h0: Operation not permitted (errno 1, EPERM). A local"
+        assert caplog.records[0].getMessage().startswith(said)
+        assert told(everywhere) == told(everywhere) == 0
+        assert host.run(["nft", "flush ruleset"]).returncode == 0
+        assert told(everywhere) == 0
+        assert host.run(["nft", rules]).returncode == 0
+        assert told(everywhere) == 1
+        everywhere.close()
 
 
 def test_a_request_sent_again_goes_by_the_interfaces_there_are_then(lab: netns.Lab) -> None:

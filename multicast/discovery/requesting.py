@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from multicast import batch, sockets
 from multicast.batch import Address
-from multicast.errors import ArgumentError, NoReply, check_amount
+from multicast.errors import ArgumentError, NoReply, check_amount, describe
 from multicast.interfaces import interfaces
 from multicast.listeners import DatagramListener
 from multicast.poller import Poller, Timer
@@ -53,7 +53,7 @@ class Requester(DatagramListener):
     `ask` is called. `ip`, `port` and `ttl` say where it goes and how far, as for `sendto`; `ip` may also be a single
     host. It is sent by every interface that is up and can do multicast, or by those named with `interface` (a name,
     an index, a local address or a list of these); with `ttl` 0 by ``lo``. Where it goes out by several, a failure of
-    some of them is logged.
+    some of them is logged, once until it works again.
 
     The replies come to a port of the requester's own, from any host. Those that a responder sends twice, because the
     request reached it by two interfaces, are counted once. After `limit` replies, or when `handle_reply` returns
@@ -86,6 +86,7 @@ class Requester(DatagramListener):
             check_amount("timeout", timeout, "seconds")
         self.timeout = timeout
         self._exchange = Exchange(limit)
+        self._failing: set[int] = set()  # the interfaces by which the last request was not sent
         self._request_packet = None if packet is None else batch.encode(packet, self.group.longest)
         self._wanted_ways = (ttl, interface)
         self._look_around()
@@ -168,7 +169,12 @@ class Requester(DatagramListener):
                 if not self._by_all:
                     raise
                 failures.append(error)
-                _log.warning("the request to %s is not sent by %s: %s", self.group, _name(way.index), error)
+                if way.index not in self._failing:  # what asks again and again would fill a log with it
+                    self._failing.add(way.index)
+                    why = describe(error)
+                    _log.warning("the request to %s is not sent by %s: %s", self.group, _name(way.index), why)
+            else:
+                self._failing.discard(way.index)
         if len(failures) == len(self._ways):
             raise failures[0]
 
