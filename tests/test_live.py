@@ -515,6 +515,19 @@ def test_bench_as_fast_as_can_be_accounts_for_every_packet() -> None:
 
 
 @pytest.mark.needs_namespaces
+def test_bench_without_a_route_by_lo_says_what_can_be_done(lab: netns.Lab) -> None:
+    alice, _ = lab.pair()
+    alice.ip("-6 route del local ff00::/8 dev lo table local")
+    target = "[ff05::1]:5000"
+    done = multicast("bench", target, "-w", "0.2", host=alice)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "the sender failed: Network is unreachable" in done.stderr
+    assert "ip -6 route add local ff00::/8 dev lo table local." in done.stderr
+    assert done.stderr.endswith(f"by another: multicast bench '{target}' -t 1 -i INTERFACE.\n")
+    assert multicast("bench", target, "-w", "0.2", "-b", "200pps", "-t", "1", "-i", "va", host=alice).returncode == 0
+
+
+@pytest.mark.needs_namespaces
 def test_bench_between_hosts(hosts: tuple[netns.Host, netns.Host]) -> None:
     alice, bob = hosts
     with Running("bench", PLACE, "--receiver", "--json", host=bob) as receiver:

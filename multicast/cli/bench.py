@@ -405,7 +405,11 @@ def _both(
     sent = next((event for event in map(json.loads, said.splitlines()) if event["event"] == "sent"), None)
     if sent is None:
         text = complaint.decode(errors="replace").strip().removeprefix("multicast: ")
-        out.fail(f"the sender failed: {printable(text) or f'exit code {child.returncode}'}")
+        text = printable(text) or f"exit code {child.returncode}."
+        if ttl == 0 and ":" in group.address:  # for which lo has no route as a rule
+            target = where(group.address, group.port)
+            text += f" Without -t the packets go by lo; by another: multicast bench '{target}' -t 1 -i INTERFACE."
+        out.fail(f"the sender failed: {text}")
         return Exit(child.returncode) if child.returncode in list(Exit) and child.returncode else Exit.REFUSED
     taker.sent = sent["packets"]
     if out.json:
