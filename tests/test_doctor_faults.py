@@ -19,7 +19,7 @@ import subprocess
 import termios
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -703,6 +703,26 @@ def test_checksums_that_are_wrong(scene: Scene) -> None:
     found = fault(scene.look(bob, TARGET, bad_checksum(alice, "10.99.0.1"), interface="vb"))
     assert found.code == "bad-checksum"
     assert "InCsumErrors +" in found.seen
+
+
+def test_what_went_wrong_before_the_look_is_no_alarm(scene: Scene) -> None:
+    alice, bob = scene.lab.pair()
+    bob.sysctl("ipv4.conf.vb.rp_filter", 1)
+    program = scene.receiver(bob, rcvbuf=4096)
+    program.setblocking(False)
+    bad_checksum(alice, "10.99.0.1")()
+    alice.ip("address add 172.16.4.2/32 dev va")
+    scene.sender(alice, source_ip="172.16.4.2")()
+    scene.sender(alice, packets=50)()
+    with bob.inside():
+        before = kernel.counters(False)
+        dropped = sum(drops for _, drops in kernel.holders().values())
+    assert (before["Udp:InCsumErrors"], before["TcpExt:IPReversePathFilter"]) == (20, 5)
+    assert dropped > 20
+    with suppress(BlockingIOError):
+        while program.recv(9):
+            pass
+    no_alarm(scene.look(bob, TARGET, scene.sender(alice, packets=1)))
 
 
 @pytest.mark.parametrize("target", [TARGET, f"[ff15::1]:{PORT}"])

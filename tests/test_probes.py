@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from multicast import ArgumentError, probes
 from multicast.probes import Hearing, Histogram, Kind, Ledger, Order, Peer, Probe, Sequence, matrix, parse
+from multicast.probes.packets import MOST_HEARD
 
 NEXT, GAP, LATE, DUPLICATE, JUMP = Order.NEXT, Order.GAP, Order.LATE, Order.DUPLICATE, Order.JUMP
 
@@ -284,6 +285,8 @@ def test_whom_it_hears_is_bounded_and_does_not_include_itself() -> None:
     bob.take(Probe(Kind.BEACON, 1, 1, peer=Peer(bob.identity)))
     for who in range(1, 1000):
         bob.take(Probe(Kind.BEACON, 1, 1, peer=Peer(who)))
+    # A report has no room for more in any case; that more are not remembered is seen inside alone.
+    assert len(bob._sessions[1].heard) == MOST_HEARD
     report = parse(answer(bob, ping(1, kind=Kind.ASK), 1232))
     assert report is not None
     assert report.peer is not None
