@@ -220,7 +220,8 @@ class Multicaster(Dispatcher):
     by default the default poller, once the constructor of the subclass is done.
 
     An error in the iterable closes the sender and leaves `poll`. An error of the network leaves `poll` too, or is
-    given to `handle_error(exc)` where the subclass has it; the packet is kept and tried again later.
+    given to `handle_error(exc)` where the subclass has it; the packet is kept and tried again later, and `outage` is that
+    error until the network is back.
 
     >>> class Countdown(Multicaster):
     ...     def __iter__(self):
@@ -273,7 +274,8 @@ class Multicaster(Dispatcher):
         self._choose_again = functools.partial(pin, opened, self.group, ttl, name, source_ip)
         self._is_stranded = functools.partial(stranded, self.group, ttl, name, source_ip)
         self._look_for_route_at = self.poller.time() + _ROUTE_PAUSE if self._is_stranded() else None
-        self._network_gone: OSError | None = None  # what the network said last, and was reported
+        #: The error of a network that is gone, while the packet is kept and tried again; None while packets are taken.
+        self.outage: OSError | None = None
         self._packet_iterator: Iterator[Any] | None = None
         self._taken_packets: list[bytes] = []  # taken from the iterable, due, and not sent yet
         self._iterable_ended = False
@@ -389,7 +391,7 @@ class Multicaster(Dispatcher):
             del taken[0]
             self._packets_refused += 1
             raise not_sent(error, self.group.address) from None
-        self._network_gone = None
+        self.outage = None
         self._packets_sent += count
         self._bytes_sent += sum(map(len, taken[:count]))
         del taken[:count]
@@ -397,7 +399,7 @@ class Multicaster(Dispatcher):
 
     def _wait_for_network(self, error: OSError) -> bool:
         """Rest, and report the error unless it is the one that was reported last; always False."""
-        reported, self._network_gone = self._network_gone, error
+        reported, self.outage = self.outage, error
         self._rest_till(self.poller.time() + _GONE_PAUSE)
         try:
             self._renew_writer()

@@ -59,7 +59,7 @@ class _Sender(Multicaster):
     def handle_error(self, error: Exception) -> None:
         """Say once in each outage that the network is gone, if it was there before; all else ends the command."""
         sent = self.statistics().packets
-        if error is not self._network_gone or not sent:
+        if error is not self.outage or not sent:
             raise error
         if self._told_after != sent:
             self._told_after = sent
