@@ -220,8 +220,8 @@ class Multicaster(Dispatcher):
     by default the default poller, once the constructor of the subclass is done.
 
     An error in the iterable closes the sender and leaves `poll`. An error of the network leaves `poll` too, or is
-    given to `handle_error(exc)` where the subclass has it; the packet is kept and tried again later, and `outage` is that
-    error until the network is back.
+    given to `handle_error(exc)` where the subclass has it; the packet is kept and tried again later, and `outage` is
+    that error until the network is back.
 
     >>> class Countdown(Multicaster):
     ...     def __iter__(self):
