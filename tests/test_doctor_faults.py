@@ -531,7 +531,7 @@ def test_a_program_that_refuses_the_source(scene: Scene) -> None:
     opened.setsockopt(socket.IPPROTO_IP, 38, request)
     found = fault(scene.look(bob, TARGET, scene.sender(alice)))
     assert found.code == "source-blocked"
-    assert "come from 10.99.0.1, and whoever has joined" in found.cause
+    assert "come from 10.99.0.1, which all that have joined" in found.cause
 
 
 def test_programs_of_the_other_family_at_the_port_are_not_blamed(

@@ -275,7 +275,7 @@ MESSAGES: dict[str, Message] = {
         ("multicast listen {found}",),
     ),
     "source-blocked": Message(
-        "The packets come from {arriving}, and whoever has joined {group} refuses that; the port is used by {program}.",
+        "The packets come from {arriving}, which all that have joined {group} refuse; the port is used by {program}.",
         ("multicast listen {found}",),
     ),
     "not-joined": Message(

@@ -144,9 +144,10 @@ def _blocked(e: Evidence, rules: tuple[Rule, ...], number: str) -> Finding:
     about_as_many = (one for one in rules if one.action == "drop" and 0.8 * count <= one.grew <= 1.25 * count)
     rule, sure = blocking(rules, facts) or (next(about_as_many, None), False)
     if rule is None:
+        text = f"{number}, none of which is seen to drop these packets" if rules else number
         if e.unread:
-            return skip("firewall", f"{number} that could be why, and {listed(e.unread)} did not tell of any")
-        return ok("firewall", f"{number} that could be why")
+            return skip("firewall", f"{text}, and {listed(e.unread)} did not tell of any")
+        return ok("firewall", text)
     words = {**about(e), "rule": rule.name, "allow": rule.allowing(e.group.address, e.group.port)}
     total = f"{packets(count)} on the wire of {lost[0].interface}, 0 delivered"
     counted = f"the rule's counter +{rule.grew}; {total}"
