@@ -63,7 +63,7 @@ class Faults:
         self.held: list[list[Any]] = []
         self.tokens = wanted.get("rate", 0) / 10
         self.last = time.monotonic()
-        self.did: dict[str, list[int]] = {"lost": [], "duplicated": [], "corrupted": [], "reordered": []}
+        self.did: dict[str, list[int]] = {"lost": [], "duplicated": [], "corrupted": [], "reordered": [], "sent": []}
 
     def chance(self, what: str) -> bool:
         # Asked for every packet and kind, so that one fault more does not change where the others fall.
@@ -88,8 +88,9 @@ class Faults:
             frames.append(frame)
         if held:
             self.did["reordered"].append(self.number)
-            self.held.append([self.wanted.get("depth", 3), frame])
+            self.held.append([self.wanted.get("depth", 3), frame, self.number])
             frames = []
+        self.did["sent"] += [self.number] * len(frames)
         return frames + self.release()
 
     def late(self) -> bool:
@@ -107,9 +108,10 @@ class Faults:
     def release(self) -> list[bytes]:
         for entry in self.held:
             entry[0] -= 1
-        out = [frame for left, frame in self.held if left < 0]
+        out = [entry for entry in self.held if entry[0] < 0]
         self.held = [entry for entry in self.held if entry[0] >= 0]
-        return out
+        self.did["sent"] += [number for _, _, number in out]
+        return [frame for _, frame, _ in out]
 
 
 def main() -> None:
@@ -138,8 +140,9 @@ def main() -> None:
                 there.send(out)
         if sys.stdin in ready and not [wire for wire in wires if wire in ready]:
             break
-    for _, frame in faults.held:
+    for _, frame, number in faults.held:
         wires[1].send(frame)
+        faults.did["sent"].append(number)
     print(json.dumps(faults.did), flush=True)
 
 

@@ -134,10 +134,10 @@ def test_n7_what_was_reordered_comes_in_the_order_of_the_wire(lab: netns.Lab, po
     way = Path3(lab, seed=4, reorder=0.1)
     with way.listening(poller) as keeper:
         way.send(numbered(500))
-        assert way.end()["reordered"]
+        did = way.end()
+        assert did["reordered"]
         settle(poller, lambda: len(keeper.packets) >= 500)
-        assert numbers(keeper) != list(range(500))
-        assert sorted(numbers(keeper)) == list(range(500))
+        assert numbers(keeper) == did["sent"] != list(range(500))
 
 
 def test_n9_corruption_that_the_checksum_catches_is_counted_by_the_kernel(lab: netns.Lab, poller: Poller) -> None:
