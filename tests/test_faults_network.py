@@ -216,23 +216,39 @@ def test_n17_a_route_that_moves_does_not_move_a_pinned_sender(lab: netns.Lab, po
         assert (right.packets, wrong.packets) == ([b"1", b"2"], [b"3"])
 
 
-def test_n18_a_snooping_switch_with_a_querier_passes_packets_to_members_alone(
-    lab: netns.Lab, poller: Poller
-) -> None:
-    switch = lab.host("switch")
-    # Short intervals, and before the querier begins; in hundredths of a second (ip-link(8)).
-    intervals = (
-        "mcast_snooping 1 mcast_query_response_interval 50 mcast_startup_query_interval 50"
-        " mcast_last_member_interval 20 mcast_query_interval 100 mcast_membership_interval 500"
-        " mcast_querier_interval 500"
-    )
-    switch.ip(f"link add br0 type bridge {intervals}", "link set br0 up", "address add 10.99.0.9/24 dev br0")
-    alice, bob, carol = (lab.host(name) for name in ("alice", "bob", "carol"))
-    for number, host in enumerate((alice, bob, carol), 1):
+def switch_with(lab: netns.Lab, *names: str, options: str = "") -> tuple[netns.Host, list[netns.Host]]:
+    """A bridge that looks into memberships, and hosts at its ports, each with the device v0."""
+    switch, hosts = lab.host("switch"), [lab.host(name) for name in names]
+    switch.ip(f"link add br0 type bridge mcast_snooping 1 {options}", "link set br0 up")
+    switch.ip("address add 10.99.0.9/24 dev br0")
+    for number, host in enumerate(hosts, 1):
         switch.ip(f"link add p{number} type veth peer name v0 netns {host.path}", f"link set p{number} master br0 up")
         # What is not known to have members goes nowhere, so nothing can come by flooding.
         switch.ip(f"link set p{number} type bridge_slave mcast_flood off")
         host.ip(f"address add 10.99.0.{number}/24 dev v0", "link set v0 up", "route add 224.0.0.0/4 dev v0")
+    return switch, hosts
+
+
+def send_until_heard(sender: netns.Host, keeper: Keeper, poller: Poller, packet: bytes) -> None:
+    """A switch takes its time to learn who is a member."""
+    for _ in range(1000):
+        with sender.inside():
+            multicast.sendto(packet, GROUP, PORT, interface="v0")
+        poller.poll(0.02)
+        if packet in keeper.packets:
+            return
+    raise AssertionError(f"{packet!r} was never heard")
+
+
+def test_n18_a_snooping_switch_with_a_querier_passes_packets_to_members_alone(
+    lab: netns.Lab, poller: Poller
+) -> None:
+    # Short intervals, and before the querier begins; in hundredths of a second (ip-link(8)).
+    intervals = (
+        "mcast_query_response_interval 50 mcast_startup_query_interval 50 mcast_last_member_interval 20"
+        " mcast_query_interval 100 mcast_membership_interval 500 mcast_querier_interval 500"
+    )
+    switch, (alice, bob, carol) = switch_with(lab, "alice", "bob", "carol", options=intervals)
     with carol.inside():
         stranger = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.htons(0x0800))
         stranger.bind(("v0", 0x0800))
@@ -240,13 +256,7 @@ def test_n18_a_snooping_switch_with_a_querier_passes_packets_to_members_alone(
         keeper = Keeper(ip=GROUP, port=PORT, interface="v0", poller=poller)
     with stranger, keeper:
         switch.ip("link set br0 type bridge mcast_querier 1")
-
-        for _ in range(1000):  # the querier takes its time to learn who is a member
-            with alice.inside():
-                multicast.sendto("there?", GROUP, PORT, interface="v0")
-            poller.poll(0.02)
-            if keeper.packets:
-                break
+        send_until_heard(alice, keeper, poller, b"there?")
         with alice.inside():
             multicast.sendto(numbered(200), GROUP, PORT, interface="v0")
         settle(poller, lambda: b"00199" in keeper.packets)
@@ -256,6 +266,30 @@ def test_n18_a_snooping_switch_with_a_querier_passes_packets_to_members_alone(
             while True:
                 frames.append(stranger.recv(65536))
         assert [frame for frame in frames if frame.endswith(b"00199") or b"there?" in frame] == []
+
+
+def test_n19_a_switch_that_has_forgotten_a_member_hears_of_it_when_the_group_is_silent(
+    lab: netns.Lab, poller: Poller, caplog: pytest.LogCaptureFixture
+) -> None:
+    # The querier asks once, and for as long as this takes no more.
+    options = "mcast_startup_query_count 1 mcast_query_response_interval 10"
+    switch, (alice, bob) = switch_with(lab, "alice", "bob", options=options)
+    with bob.inside():
+        keeper = Keeper(ip=GROUP, port=PORT, interface="v0", silence=0.5, poller=poller)
+    with keeper:
+        switch.ip("link set br0 type bridge mcast_querier 1")
+        send_until_heard(alice, keeper, poller, b"there?")
+        for number in range(100):  # its answer to that may still be on the way
+            switch.run(["bridge", "mdb", "del", "dev", "br0", "port", "p2", "grp", GROUP])
+            with alice.inside():
+                multicast.sendto(b"%d" % number, GROUP, PORT, interface="v0")
+            poller.poll(0.02)
+            if b"%d" % number not in keeper.packets:
+                break
+        else:
+            raise AssertionError("the switch cannot be made to forget")
+        send_until_heard(alice, keeper, poller, b"again")
+    assert "no packet for 0.5 s" in caplog.text
 
 
 def test_n20_a_member_that_is_killed_is_no_member(hosts: tuple[netns.Host, netns.Host]) -> None:

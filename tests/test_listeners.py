@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from helpers import PATIENCE, Keeper, Pair, descriptors, joined, need_on_lo, polling_thread, settle, turns
+from helpers import PATIENCE, Clock, Keeper, Pair, descriptors, joined, need_on_lo, polling_thread, settle, turns
 
 import multicast
 from multicast import (
@@ -28,6 +28,7 @@ from multicast import (
     Poller,
     RegistrationError,
     listen,
+    sockets,
 )
 from multicast.interfaces import resolve
 
@@ -490,6 +491,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"interface": 1.5}, InterfaceError, "a name, an index, an address or a list"),
     ({"interface": b"lo"}, InterfaceError, "a name, an index, an address or a list"),
     ({"rcvbuf": 0}, ArgumentError, "rcvbuf"),
+    ({"silence": 0}, ArgumentError, "silence"),
     ({"rcvbuf": -5}, ArgumentError, "rcvbuf"),
     ({"sources": ["239.1.1.1"]}, GroupError, "single IPv4 host"),
     ({"sources": ["::1"]}, GroupError, "single IPv4 host"),
@@ -932,6 +934,76 @@ def test_an_inbox_takes_the_arguments_of_a_listener(poller: Poller, free_port: i
     assert inbox.addr.ttl == 0
     with pytest.raises(TypeError):
         listen(port=free_port, colour="red", poller=poller, **ON_LO)  # type: ignore[call-overload]
+
+
+# -- silence -------------------------------------------------------------------------------------------------
+
+
+class Watchful(Keeper):
+    def __init__(self, **options: Any) -> None:
+        self.silences: list[float] = []
+        super().__init__(silence=2, **ON_LO, **options)
+
+    def handle_silence(self, seconds: float) -> None:
+        self.silences.append(seconds)
+
+
+def test_silence_is_told_again_and_again_until_a_packet_comes(free_port: int) -> None:
+    clock = Clock()
+
+    def pass_time(seconds: int) -> None:
+        for _ in range(seconds):
+            clock.advance(1)
+            poller.poll()
+
+    with Poller(clock=clock) as poller, Watchful(port=free_port, poller=poller) as listener:
+        pass_time(1)
+        assert listener.silences == []
+        pass_time(5)
+        assert listener.silences == [2, 4, 6]
+        for number in range(6):
+            send(str(number), free_port)
+            pass_time(1)
+        assert listener.silences == [2, 4, 6]
+        pass_time(4)
+        assert listener.silences == [2, 4, 6, 2]
+
+
+def test_packets_the_filter_refuses_are_no_silence(free_port: int) -> None:
+    clock = Clock()
+    for kernel_filter in (False, True):
+        with (
+            Poller(clock=clock) as poller,
+            Watchful(filter="never", port=free_port, kernel_filter=kernel_filter, poller=poller) as listener,
+        ):
+            for _ in range(6):
+                send("another", free_port)
+                clock.advance(1)
+                poller.poll()
+            assert listener.packets == []
+            assert listener.silences == []
+
+
+def test_a_silent_group_is_joined_again_and_logged_once(free_port: int, caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    with Poller(clock=clock) as poller:
+        listener = Keeper(ip="239.1.1.9", port=free_port, silence=3, poller=poller, **ON_LO)
+        assert listener.socket is not None
+        sockets.leave(listener.socket, listener.group, listener.interfaces[0].index)
+        assert joined("239.1.1.9") == []
+        for _ in range(10):
+            clock.advance(1)
+            poller.poll()
+        assert joined("239.1.1.9") == ["lo"]
+        send("heard", free_port, ip="239.1.1.9")
+        settle(poller, lambda: listener.packets)
+        listener.close()
+        for _ in range(10):
+            clock.advance(1)
+            poller.poll()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"239.1.1.9:{free_port}: no packet for 3 s; `multicast doctor 239.1.1.9:{free_port}` looks for the cause"
+    ]
 
 
 # -- moving, sharing, closing --------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         shard: tuple[int, int] | None
         shard_key: filters.ShardKey
         offload: bool
+        silence: float | None
         poller: Poller | None
 
     class ListenOptions(Options, total=False):

@@ -9,10 +9,10 @@ import socket
 from collections.abc import Container, Iterable, Sequence
 
 from multicast import batch, filters
-from multicast.errors import InterfaceError
+from multicast.errors import InterfaceError, check_amount
 from multicast.filters import Filter
 from multicast.interfaces import Interface, Watch, interfaces, memberships, resolve, usable
-from multicast.poller import Poller, Timer
+from multicast.poller import Poller, Timer, report
 from multicast.sockets import (
     DEFAULT_IP,
     DEFAULT_PORT,
@@ -59,6 +59,9 @@ class MulticastListener(DatagramListener):
     price: if there is no room for a burst, `dropped` counts it as one packet, and its packets have one time stamp.
     Where the kernel looks into packets, for an expression or a field, they come singly all the same.
 
+    With `silence`, in seconds, `handle_silence` is called when nothing came for so long, and again each time as much
+    has passed: no sooner than that, and before twice as long.
+
     Raises `GroupError`, `FilterError`, `ArgumentError`, `InterfaceError`, and `OSError` with advice.
 
     >>> class Printer(MulticastListener):
@@ -90,8 +93,12 @@ class MulticastListener(DatagramListener):
         shard: tuple[int, int] | None = None,
         shard_key: filters.ShardKey = "source",
         offload: bool = False,
+        silence: float | None = None,
         poller: Poller | None = None,
     ) -> None:
+        if silence is not None:
+            check_amount("silence", silence, "seconds", zero=False)
+        self._silence = silence
         #: The group, its port and sources.
         self.group = Group.of(ip, port, sources)
         self._check_arguments(
@@ -120,6 +127,39 @@ class MulticastListener(DatagramListener):
         self.interfaces: tuple[Interface, ...] = tuple(joined)
         self._take_over(opened, mtu, self.group.address, self._only_interface, details, poller)
 
+    _silence: float | None = None
+    _silence_timer: Timer | None = None
+    _heard_before, _silent_for = 0, 0.0
+
+    def handle_silence(self, seconds: float) -> None:
+        """Called with `silence` when no packet came for `seconds`; logs it the first time, and calls `rejoin`."""
+        if self._silence is not None and seconds < 2 * self._silence:
+            group = self.group
+            _log.warning("%s: no packet for %g s; `multicast doctor %s` looks for the cause", group, seconds, group)
+        self.rejoin()
+
+    def rejoin(self) -> None:
+        """Leave the group and join it again: switches and routers that have forgotten this member hear of it anew."""
+        if self.socket is None:
+            return
+        for interface in self.interfaces:
+            leave(self.socket, self.group, interface.index)
+        self.interfaces = tuple(self._join_fresh(self.interfaces))
+
+    def _look_for_silence(self) -> None:
+        assert self._silence is not None  # noqa: S101 -- nobody calls it otherwise
+        self._silence_timer = self.poller.call_later(self._silence, self._look_for_silence)
+        counted = self.statistics()
+        heard = counted.packets + counted.dropped + self._refused_in_kernel
+        if heard != self._heard_before:
+            self._heard_before, self._silent_for = heard, 0.0
+            return
+        self._silent_for += self._silence
+        try:
+            self.handle_silence(self._silent_for)
+        except Exception as error:
+            report(self, error)
+
     def handle_interfaces(self, gone: Sequence[Interface], joined: Sequence[Interface]) -> None:
         """Called when interfaces of this listener went away, or came (back) and were joined; logs it.
 
@@ -134,6 +174,8 @@ class MulticastListener(DatagramListener):
             _log.log(level, "%s: joined on %s, which is new or there again", self.group, interface.name)
 
     def _attached(self) -> None:
+        if self._silence is not None:
+            self._silence_timer = self.poller.call_later(self._silence, self._look_for_silence)
         vigil = self.poller.helper(_Vigil)
         if vigil is None:
             try:
@@ -145,6 +187,8 @@ class MulticastListener(DatagramListener):
         vigil.listeners[id(self)] = self
 
     def _detached(self, poller: Poller) -> None:
+        if self._silence_timer is not None:
+            self._silence_timer.cancel()
         vigil = poller.helper(_Vigil)
         if vigil is not None:
             vigil.listeners.pop(id(self), None)
