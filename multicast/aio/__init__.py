@@ -495,6 +495,7 @@ class _ResponderOptions(TypedDict, total=False):
     offload: bool
     shard: tuple[int, int] | None
     shard_key: ShardKey
+    silence: float | None
     per_source: float
     total: float
     longest: int
