@@ -134,8 +134,10 @@ def run_pytest(frame: Path, tests: str, *wrapper: str) -> str:
     """Run pytest over these tests and return what it prints."""
     (frame / "tests" / "test_it.py").write_text(textwrap.dedent(tests))
     command = [*wrapper, sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
+    # With no options but these, whatever the run was given that this one belongs to.
+    env = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
     done = subprocess.run(
-        command, cwd=frame, capture_output=True, text=True, timeout=50, stdin=subprocess.DEVNULL
+        command, cwd=frame, env=env, capture_output=True, text=True, timeout=50, stdin=subprocess.DEVNULL
     )
     return done.stdout + done.stderr
 
