@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from . import batch
 from .batch import Packet
-from .errors import check_amount
+from .errors import RegistrationError, check_amount
 from .interfaces import Interface, resolve
 from .poller import Dispatcher, Poller, Timer, report
 from .sockets import (
@@ -235,10 +235,8 @@ class Multicaster(Dispatcher):
     # How long a sender whose iterable yielded None waits before it asks again, in seconds.
     _NOTHING = 0.01
     _rest_timer: Timer | None = None
-    # Whether the poller calls when the socket is writable.
-    _watched = True
-    # Whether the iterable is at work.
-    _taking = False
+    # Whether the iterable is at work, and whether the poller was told meanwhile not to call.
+    _taking = _muted = False
 
     def __init__(
         self,
@@ -298,18 +296,14 @@ class Multicaster(Dispatcher):
 
     def handle_write(self) -> None:
         """Send what is due; called by the poller."""
-        self._watched = True
         if self._taking:  # its iterable polls, and has the next packet when it has what it waits for
-            self._watch(False)
+            self._muted = self._watch(False)
         elif self.poller.time() < self._rest_until:
             # Nothing is due. It is an error waiting at the socket that brought us here, or another poller.
             batch.drain_errors(self._socket_writer.socket)
             self._rest_till(self._rest_until)
         else:
-            try:
-                self._send_due()
-            finally:
-                self._watch_again()
+            self._send_due()
 
     def _send_due(self) -> None:
         """Send what is due, and rest until something is."""
@@ -323,6 +317,9 @@ class Multicaster(Dispatcher):
                 idle = self._take_due()
             finally:
                 self._taking = False
+                if self._muted:
+                    self._muted = False
+                    self._watch(True)
         if self._taken_packets and not self.closed and not self._send_taken():
             return
         if self._iterable_ended:
@@ -427,20 +424,16 @@ class Multicaster(Dispatcher):
         """Send nothing until then, on the poller's clock."""
         self._rest_until = until
         self._end_rest_timer()
-        if not self._watched or self._watch(False):
+        if self._watch(False):
             self._rest_timer = self.poller.call_at(until, self._end_of_rest)
 
     def _watch(self, writable: bool) -> bool:
         """Have the poller call when the socket is writable, or not; False when it is driven by hand."""
-        if self not in self.poller:
+        try:
+            self.poller.modify(self, select.EPOLLOUT if writable else select.EPOLLERR)
+        except RegistrationError:
             return False
-        self.poller.modify(self, select.EPOLLOUT if writable else select.EPOLLERR)
-        self._watched = writable
         return True
-
-    def _watch_again(self) -> None:
-        if self._rest_timer is None and not self._watched:
-            self._watch(True)
 
     def _end_rest_timer(self) -> None:
         timer, self._rest_timer = self._rest_timer, None
@@ -455,7 +448,8 @@ class Multicaster(Dispatcher):
         except Exception as error:
             report(self, error)
         finally:
-            self._watch_again()
+            if self._rest_timer is None:
+                self._watch(True)
 
     def _detached(self, poller: Poller) -> None:
         # Whoever registers it again has the socket watched, and a rest that is not over goes on then.

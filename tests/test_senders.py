@@ -245,6 +245,20 @@ def test_ttl_0_is_refused_for_a_single_host_that_may_be_another() -> None:
     assert sendto("x", "127.0.0.1", 9, ttl=0) == 1
 
 
+def test_a_sender_whose_rest_an_error_has_ended_goes_on(free_port: int) -> None:
+    """The socket reports an error when the rest is over and its timer has not run yet."""
+    clock = Clock()
+    with Poller(clock=clock) as poller:
+        sender = Script([None, *(["x"] * 200)], port=free_port, ttl=0, poller=poller)
+        turns(poller)
+        assert sender.statistics().packets == 0
+        clock.advance(1)
+        sender.handle_write()
+        turns(poller, 50)
+        assert sender.closed
+        assert sender.statistics().packets == 200
+
+
 def test_an_iterable_may_poll_to_wait_for_an_answer(poller: Poller, free_port: int) -> None:
     answers = multicast.listen(port=free_port, interface="lo", poller=poller)
     turns = 0
