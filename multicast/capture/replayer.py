@@ -9,7 +9,6 @@ from __future__ import annotations
 import ipaddress
 import math
 import os
-import select
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -277,9 +276,6 @@ class Replayer(Multicaster):
         except BaseException:
             self._file.close()
             raise
-        renew = self._choose_again
-        # The network being back, a packet still goes where it was to go, and not to the first destination.
-        self._choose_again = lambda: (renew(), self._socket_writer.sockaddr)[1]  # type: ignore[assignment]
         #: How far from their time the packets were sent.
         self.timing = Timing()
         #: Packets that could not be sent: cut short in the file, or longer than fits in a packet to the new group.
@@ -491,12 +487,15 @@ class Replayer(Multicaster):
                 for due in self._dues[:gone]:
                     self.timing.add(now - due)
             del self._dues[:gone]
-        if not done and not gone and self.poller.time() >= self._rest_until:
-            if self._socket_writer.socket is self.socket:
-                self.poller.modify(self, select.EPOLLOUT)
-            else:
-                self._rest_till(self.poller.time() + 0.001)
+        # The poller tells when our own socket is writable, and knows nothing of the others.
+        waits = not done and not gone and self.poller.time() >= self._rest_until
+        if waits and self._socket_writer.socket is not self.socket:
+            self._rest_till(self.poller.time() + 0.001)
         return done
+
+    def _renew_writer(self) -> None:
+        # The network being back, a packet still goes where it was to go, and not to the first destination.
+        self._choose_again()
 
     def close(self) -> None:
         """Stop sending, close the sockets and the file. Idempotent."""

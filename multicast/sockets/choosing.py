@@ -134,6 +134,7 @@ def by_routes(to: Endpoint, ttl: int, interface: WhichInterface | None, source_i
 
 def stranded(to: Endpoint, ttl: int, interface: WhichInterface | None, source_ip: str | None) -> bool:
     """Whether packets to a group stay on this host for want of a route."""
+    # Those of IPv6 could not go by lo either: without a route the kernel has none for lo.
     if not to.is_multicast or to.family == socket.AF_INET6:
         return False
     return by_routes(to, ttl, interface, source_ip) and not routed(to)
@@ -179,8 +180,7 @@ def sending(to: Endpoint, ttl: int, interface: WhichInterface | None, source_ip:
             f"{to.address} is a different address on each link, so it needs an interface: interface='eth0', or"
             f" {to.address}%eth0. This host has: {listing()}"
         )
-    # An IPv6 packet could not go there either: without a route the kernel has none for lo.
-    if to.is_multicast and to.family == socket.AF_INET and not routed(to):
+    if stranded(to, ttl, interface, source_ip):
         global _told_about_loopback
         if not _told_about_loopback:
             _told_about_loopback = True
