@@ -164,7 +164,7 @@ class DatagramListener(Dispatcher):
             packets, addresses = batch.receive(reader, room)
             self._batch_read = packets
             self._packets_left = left = iter(packets)
-            self._unread_packets = unread = zip(left, addresses, strict=False)  # `_forget` makes one shorter
+            self._unread_packets = unread = zip(left, addresses, strict=False)  # `_forget_unread` makes one shorter
             if len(packets) <= room:
                 self._deliver_packets(unread, reader.origin)
                 return
@@ -173,9 +173,10 @@ class DatagramListener(Dispatcher):
 
     def _deliver_packets(self, packets: Iterator[tuple[bytes, Address]], only: Address | None = None) -> None:
         """Hand out `packets`, of which `only` is the address of all, where it is given."""
-        # They are taken from `_unread`, so that a handler that polls gets the rest of it before newer ones. A handler
-        # that closes its listener ends the loop by emptying the list below it (`_forget`); and `statistics` works out
-        # what was delivered from what is left there. So nothing but the calls is done for each packet.
+        # They are taken from `_unread_packets`, so that a handler that polls gets the rest of it before newer ones. A
+        # handler that closes its listener ends the loop by emptying the list below it (`_forget_unread`); and
+        # `statistics` works out what was delivered from what is left there. So nothing but the calls is done for each
+        # packet.
         accept, handle = self._passes_filter, self.handle_packet
         filtered = 0
         try:
