@@ -3,6 +3,7 @@
 # make docs     build the documentation
 # make man      write the manual page, build/multicast.1
 # make bench    measure
+# make dist     build and check what is uploaded for a release: source, wheels for four targets, the pure wheel
 # make fuzz     look for input that breaks a promise, FUZZ_SECONDS for each target (600)
 # make clean    remove what these made
 #
@@ -12,7 +13,7 @@ PYTHONS := $(shell tools/interpreters)
 PYTHON ?= $(firstword $(PYTHONS))
 TOX = .venv/tox/bin/tox run --discover $(PYTHONS)
 
-.PHONY: test demo docs man bench fuzz clean python
+.PHONY: test demo docs man bench dist fuzz clean python
 
 test: .venv/tox/done
 	$(TOX)
@@ -31,6 +32,16 @@ man: .venv/demo/done
 # The charts and the table of the documentation are made anew; `make bench BENCH=--quick` takes a minute.
 bench: .venv/bench/done
 	.venv/bench/bin/python tests/netns.py .venv/bench/bin/python benchmarks/run.py --charts docs/charts $(BENCH)
+
+# Without a compiler of this machine and without containers: ziglang is a C compiler for all targets.
+dist: .venv/dist/done
+	.venv/dist/bin/python tools/dist
+
+.venv/dist/done: | python
+	$(PYTHON) -m venv .venv/dist
+	.venv/dist/bin/python -m pip install --quiet --disable-pip-version-check \
+	    abi3audit auditwheel build check-wheel-contents setuptools twine ziglang
+	touch $@
 
 # The targets in Python need atheris, that of the C module clang (see fuzz/README.rst).
 fuzz: .venv/fuzz/done
