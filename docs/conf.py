@@ -30,7 +30,7 @@ sys.modules["multicast._batch"] = None  # type: ignore[assignment]
 
 import multicast  # noqa: E402
 import multicast.errors  # noqa: E402
-from multicast.cli import commands  # noqa: E402
+from multicast.cli import _app  # noqa: E402
 
 project = "multicast"
 author = "The multicast-poller authors"
@@ -171,16 +171,16 @@ class CommandHelp(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """Return usage, text, examples and options as nodes."""
         name = self.arguments[0]
-        program = commands.program.make_context("multicast", [], resilient_parsing=True)
-        command = commands.program if name == "multicast" else commands.program.get_command(program, name)
+        program = _app.program.make_context("multicast", [], resilient_parsing=True)
+        command = _app.program if name == "multicast" else _app.program.get_command(program, name)
         if command is None:
             raise self.error(f"there is no command {name!r}")
         lines: list[str] = []
         shared: set[str] = set()
         context = program
-        if command is not commands.program:
+        if command is not _app.program:
             context = click.Context(command, program, name)
-            shared = {option.name or "" for option in commands.program.params}
+            shared = {option.name or "" for option in _app.program.params}
             usage = " ".join(["multicast", name, *command.collect_usage_pieces(context)])
             lines += [".. code-block:: text", "", f"   {usage}", ""]
             lines += self._plain(inspect.cleandoc(command.help or "")).splitlines()

@@ -31,7 +31,7 @@ if __name__ == "__main__":
 
 
 with instrument():
-    from multicast import batch, capture, filters, meters, probes, streams
+    from multicast import batch, capture, filters, measure, streams
     from multicast.capture import reading
     from multicast.cli import chat as chatting
     from multicast.discovery import rules
@@ -140,18 +140,18 @@ def captures(data: bytes) -> None:
 def measures(data: bytes) -> None:
     """Probes are parsed or are none; what counts them stays bounded; no reply is longer than what it replies to."""
     source = Bytes(data)
-    hearing, ledger, flows = probes.Hearing("name"), probes.Ledger(1), meters.Meters(8)
+    hearing, ledger, flows = measure.Hearing("name"), measure.Ledger(1), measure.Meters(8)
     now = 0.0
     while source:
         length = source.number(2) % 1400
         packet = source.take(length)
         if length % 3:
-            packet = probes.PREFIX + packet
+            packet = measure.PREFIX + packet
         now += source.number() / 50
         ttl = source.number()
-        probe = probes.parse(packet)
+        probe = measure.parse(packet)
         if probe is not None:
-            again = probes.parse(probe.encode(len(packet)))
+            again = measure.parse(probe.encode(len(packet)))
             assert again is not None
             assert (again.kind, again.session, again.sequence) == (probe.kind, probe.session, probe.sequence)
             if hearing.take(probe):
@@ -160,7 +160,7 @@ def measures(data: bytes) -> None:
             hearing.beacon(probe, 1, now)
         ledger.number(packet)
         ledger.take(packet, now, f"10.0.0.{ttl}", ttl)
-        key = meters.FlowKey("239.1.1.1", 5000, f"10.0.0.{ttl}", length % 16, "lo")
+        key = measure.FlowKey("239.1.1.1", 5000, f"10.0.0.{ttl}", length % 16, "lo")
         flow = flows.take(key, packet, now, ttl)
         if flow is not None:
             assert math.isnan(flow.loss) or 0 <= flow.loss <= 1, flow.loss

@@ -32,7 +32,7 @@ import multicast.senders
 from multicast import ArgumentError, CaptureError, InterfaceError, Multicaster, Poller, capture, sendto, testing
 from multicast.batch import Address
 from multicast.capture import Packet, Recorder, Replayer, runs
-from multicast.cli.record import _contents
+from multicast.cli.replay import _contents
 
 GROUP, PORT = "239.7.1.1", 7101
 SOURCE = ("10.0.0.5", 40112)

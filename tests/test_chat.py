@@ -21,8 +21,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from multicast.cli._keyboard import Editor
 from multicast.cli.chat import Event, Room
-from multicast.cli.keyboard import Editor
 from multicast.sockets import DEFAULT_PORT
 
 # -- the room, without a network -------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from hypothesis import strategies as st
 from programs import MULTICAST, Running, environment, events, multicast, wait_for
 
 from multicast import errors
-from multicast.cli import COMMANDS, Entry, basic, commands, demo, failures, output
+from multicast.cli import COMMANDS, _app, _errors, _output, demo, interfaces
 
 GROUP = "239.1.2.3:5000"
 LINE = re.compile(
@@ -43,7 +43,7 @@ LINE = re.compile(
 
 def invoke(*args: str) -> Result:
     """Run the command in this process; for what opens no socket and handles no signal."""
-    return CliRunner().invoke(commands.program, list(args))
+    return CliRunner().invoke(_app.program, list(args))
 
 
 # -- the frame -------------------------------------------------------------------------------------------------------
@@ -52,7 +52,7 @@ def invoke(*args: str) -> Result:
 def test_help_lists_the_commands_in_the_order_of_the_table() -> None:
     shown = invoke("--help").stdout
     assert re.findall(r"^  (\w+)  +(.*)$", shown[shown.index("Commands:") :], re.MULTILINE) == [
-        (name, entry.summary) for name, entry in COMMANDS.items()
+        (name, summary) for name, summary in COMMANDS.items()
     ]
 
 
@@ -90,16 +90,16 @@ def test_help_fits_on_the_terminal_and_its_examples_can_still_be_copied(name: st
     assert [line for line in lines if len(line) > width and len(line.split()) > 1] == []
     shown = "\n".join(lines)
     examples = shown[shown.index("Examples:\n") + 10 : shown.index("\nOptions:")].replace("\\\n", "")
-    command = commands.program.get_command(click.Context(commands.program), name) if name else commands.program
-    assert isinstance(command, (commands.Command, type(commands.program)))
+    command = _app.program.get_command(click.Context(_app.program), name) if name else _app.program
+    assert isinstance(command, (_app.Command, type(_app.program)))
     assert list(map(shlex.split, examples.splitlines())) == list(map(shlex.split, command.examples))
 
 
 def table_on(width: int | None, monkeypatch: pytest.MonkeyPatch, **options: Any) -> list[str]:
-    monkeypatch.setattr(output, "columns", lambda stream: width)
+    monkeypatch.setattr(_output, "columns", lambda stream: width)
     written = io.StringIO()
     with contextlib.redirect_stdout(written):
-        output.Output().table(("GROUP", "TYPE", "LOST"), [("239.1.2.3:5000", "RTP", "12")], **options)
+        _output.Output().table(("GROUP", "TYPE", "LOST"), [("239.1.2.3:5000", "RTP", "12")], **options)
     return written.getvalue().splitlines()
 
 
@@ -121,7 +121,7 @@ def test_interfaces_are_stacked_where_they_have_no_room_side_by_side() -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_takes_the_shared_options(name: str) -> None:
-    command = commands.program.get_command(commands.program.make_context("multicast", [], resilient_parsing=True), name)
+    command = _app.program.get_command(_app.program.make_context("multicast", [], resilient_parsing=True), name)
     assert command is not None
     spellings = {spelling for parameter in command.params for spelling in parameter.opts}
     assert {"-q", "--quiet", "-v", "--verbose", "--no-color", "--debug"} <= spellings
@@ -159,14 +159,14 @@ def test_a_command_loads_only_what_it_needs() -> None:
         loaded = set(done.stderr.splitlines()[-1].split())
         assert "multicast.poller" in loaded
         assert not loaded & {"rich", "asyncio", "multicast.cli.demo", "multicast.capture", "multicast.doctor"}
-        assert ("multicast.cli.basic" in loaded) == (args[0] == "send")
+        assert ("multicast.cli.send" in loaded) == (args[0] == "send")
 
 
 def test_the_table_names_functions_that_exist(monkeypatch: pytest.MonkeyPatch) -> None:
-    context = commands.program.make_context("multicast", [], resilient_parsing=True)
+    context = _app.program.make_context("multicast", [], resilient_parsing=True)
     for name in COMMANDS:
-        command = commands.program.get_command(context, name)
-        assert isinstance(command, commands.Command)
+        command = _app.program.get_command(context, name)
+        assert isinstance(command, _app.Command)
         assert command.name == name
 
 
@@ -175,12 +175,12 @@ def test_without_the_extra_one_sentence_says_what_to_install(library: str, monke
     code = f"""
         import sys
         sys.modules[{library!r}] = None
-        from multicast.cli import COMMANDS, Entry, main
+        from multicast.cli import COMMANDS, main
         sys.modules["multicast.cli.needy"] = None
         if {library!r} == "rich":  # a command that needs it
             del sys.modules["multicast.cli.needy"]
             import types
-            COMMANDS["needy"] = Entry("needy", "needy", "")
+            COMMANDS["needy"] = ""
             class Finder:
                 def find_spec(self, name, path, target=None):
                     if name == "multicast.cli.needy":
@@ -200,9 +200,9 @@ def test_without_the_extra_one_sentence_says_what_to_install(library: str, monke
 def test_a_module_that_is_missing_for_another_reason_is_not_explained_away() -> None:
     code = """
         import sys
-        from multicast.cli import COMMANDS, Entry, main
-        COMMANDS["broken"] = Entry("no_such_module", "broken", "")
-        main(["broken"])
+        from multicast.cli import COMMANDS, main
+        COMMANDS["no_such_module"] = ""
+        main(["no_such_module"])
     """
     done = subprocess.run(netns.python(code), capture_output=True, text=True, timeout=20)
     assert done.returncode == 1
@@ -259,10 +259,10 @@ def test_every_key_a_command_writes_is_on_the_page() -> None:
         if f"``multicast {command} --json``" in PAGE.read_text():
             for event, keys in documented_keys(command).items():
                 documented.setdefault(event, set()).update(keys)
-    folder = Path(output.__file__).parent
-    for module in {entry.module for entry in COMMANDS.values()}:
-        for event, keys in written_keys(folder / f"{module}.py"):
-            assert keys <= documented.get(event, set()), f"{module}.py writes {event}"
+    folder = Path(_output.__file__).parent
+    for module in folder.glob("*.py"):
+        for event, keys in written_keys(module):
+            assert keys <= documented.get(event, set()), f"{module.name} writes {event}"
 
 
 # -- text ------------------------------------------------------------------------------------------------------------
@@ -270,13 +270,13 @@ def test_every_key_a_command_writes_is_on_the_page() -> None:
 
 @given(st.text())
 def test_text_for_people_holds_nothing_that_a_terminal_obeys(text: str) -> None:
-    for made in (output.printable(text), output.quoted(text)):
+    for made in (_output.printable(text), _output.quoted(text)):
         assert made.isprintable()
 
 
 @given(st.text())
 def test_quoted_text_says_exactly_what_the_text_is(text: str) -> None:
-    assert ast.literal_eval(output.quoted(text)) == text
+    assert ast.literal_eval(_output.quoted(text)) == text
 
 
 @given(st.binary(max_size=300))
@@ -285,7 +285,7 @@ def test_json_gives_every_packet_back_and_is_plain_ascii(packet: bytes) -> None:
 
     written = io.StringIO()
     with contextlib.redirect_stdout(written):
-        output.Output().event("packet", **output.payload(packet))
+        _output.Output().event("packet", **_output.payload(packet))
     line = written.getvalue()
     assert line.endswith("\n")
     assert line[:-1].isascii()
@@ -312,7 +312,7 @@ def test_json_gives_every_packet_back_and_is_plain_ascii(packet: bytes) -> None:
     ],
 )
 def test_a_packet_is_shown_as_text_or_as_digits(packet: bytes, shown: str) -> None:
-    assert output.shown(packet) == shown
+    assert _output.shown(packet) == shown
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,7 @@ def test_a_packet_is_shown_as_text_or_as_digits(packet: bytes, shown: str) -> No
     ],
 )
 def test_messages_of_the_library_speak_of_options(said: str, shown: str) -> None:
-    assert failures.in_options(said) == shown
+    assert _errors.in_options(said) == shown
 
 
 @pytest.mark.parametrize(
@@ -339,7 +339,7 @@ def test_messages_of_the_library_speak_of_options(said: str, shown: str) -> None
         (PermissionError(1, "x"), 3),
         (errors.CaptureError("x"), 4),
         (errors.FrameError("x"), 4),
-        (failures.BadData("x"), 4),
+        (_errors.BadData("x"), 4),
         (errors.NoReply("x"), 1),
     ],
 )
@@ -349,7 +349,7 @@ def test_each_kind_of_error_has_its_exit_code(
     def fail(*args: Any, **kwargs: Any) -> None:
         raise error
 
-    monkeypatch.setattr(basic, "interfaces", fail)
+    monkeypatch.setattr(interfaces, "interfaces_here", fail)
     result = invoke("interfaces")
     assert result.exit_code == code
     assert result.stderr.startswith("multicast: ")
@@ -362,7 +362,7 @@ def test_verbose_adds_the_number_of_the_error(monkeypatch: pytest.MonkeyPatch) -
     def fail() -> None:
         raise errors.advise(OSError(19, "x"), "join", group="239.1.2.3", interfaces="lo")
 
-    monkeypatch.setattr(basic, "interfaces", fail)
+    monkeypatch.setattr(interfaces, "interfaces_here", fail)
     assert invoke("interfaces").stderr.startswith("multicast: No such device. The kernel knows no interface for")
     assert invoke("interfaces", "-v").stderr.startswith("multicast: No such device (errno 19, ENODEV). The kernel")
 
@@ -409,17 +409,17 @@ def test_wrong_usage_is_said_in_words(args: list[str], says: str) -> None:
 @pytest.mark.parametrize(
     "written, rate",
     [
-        ("10m", commands.Rate(bits=10e6)),
-        ("1.5k", commands.Rate(bits=1500)),
-        ("2G", commands.Rate(bits=2e9)),
-        ("64000", commands.Rate(bits=64000)),
-        ("10mbps", commands.Rate(bits=10e6)),
-        ("500pps", commands.Rate(packets=500)),
-        ("2kpps", commands.Rate(packets=2000)),
+        ("10m", _app.Rate(bits=10e6)),
+        ("1.5k", _app.Rate(bits=1500)),
+        ("2G", _app.Rate(bits=2e9)),
+        ("64000", _app.Rate(bits=64000)),
+        ("10mbps", _app.Rate(bits=10e6)),
+        ("500pps", _app.Rate(packets=500)),
+        ("2kpps", _app.Rate(packets=2000)),
     ],
 )
-def test_rates_are_written_as_people_do(written: str, rate: commands.Rate) -> None:
-    assert commands.RATE.convert(written, None, None) == rate
+def test_rates_are_written_as_people_do(written: str, rate: _app.Rate) -> None:
+    assert _app.RATE.convert(written, None, None) == rate
 
 
 @pytest.mark.parametrize(
@@ -796,7 +796,7 @@ def test_nothing_arrived_is_exit_code_1_and_names_the_next_step() -> None:
 def test_the_doctor_is_named_only_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(COMMANDS, "doctor", raising=False)
     assert "doctor" not in invoke("listen", GROUP, "-w", "0").stderr
-    monkeypatch.setitem(COMMANDS, "doctor", Entry("diagnosis", "doctor", ""))
+    monkeypatch.setitem(COMMANDS, "doctor", "")
     assert " s. Next: multicast doctor 239.1.2.3:5000\n" in invoke("listen", GROUP, "-w", "0").stderr
 
 

@@ -16,7 +16,7 @@ import pytest
 from helpers import settle
 
 from multicast import Poller, cli
-from multicast.cli.conversation import _Job
+from multicast.cli.respond import _Job
 
 GROUP = "239.77.0.3:5003"
 MULTICAST = [sys.executable, "-m", "multicast"]

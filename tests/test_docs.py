@@ -16,7 +16,7 @@ import pytest
 import test_frame
 
 import multicast
-from multicast.cli import COMMANDS, commands
+from multicast.cli import COMMANDS, _app
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -46,8 +46,8 @@ def test_every_command_line_shown_is_understood(page: str, line: str) -> None:
     if name.startswith("-"):
         return
     assert name in COMMANDS
-    program = commands.program.make_context("multicast", [], resilient_parsing=True)
-    command = commands.program.get_command(program, name)
+    program = _app.program.make_context("multicast", [], resilient_parsing=True)
+    command = _app.program.get_command(program, name)
     assert command is not None
     command.make_context(name, arguments, program)
 

@@ -30,18 +30,21 @@ LEVELS = {
     "poller": 1,
     "senders": 2,
     "listeners": 2,
+    "sealed": 2,
+    "measure": 2,
     "discovery": 3,
     "streams": 3,
+    "feeds": 3,
     "capture": 3,
-    "probes": 3,
-    "meters": 3,
-    "testing": 3,
     "aio": 3,
+    "bridge": 3,
+    "testing": 3,
     "doctor": 3,
+    "metrics": 3,
     "cli": 4,
     "__main__": 5,
 }
-SIDEWAYS = {("sockets", "interfaces"), ("aio", "discovery"), ("meters", "probes")}
+SIDEWAYS = {("sockets", "interfaces"), ("aio", "discovery")}
 PRIVATE = {"_batch": "batch"}  # and who alone may import it
 # What is written without I/O, and so can be tested with a loop.
 WITHOUT_IO = ("discovery/rules.py", "streams/framers.py")

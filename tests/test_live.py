@@ -29,11 +29,10 @@ from programs import MULTICAST, Running, environment, events, multicast
 from programs import Running as Program
 
 import multicast as library
-from multicast.cli import COMMANDS, commands, live
+from multicast.cli import COMMANDS, _app, top
+from multicast.cli._report import chart, page
 from multicast.cli.bench import histogram_lines
-from multicast.cli.report import chart, page
-from multicast.meters import Cell, FlowKey, Meters
-from multicast.probes import Histogram
+from multicast.measure import Cell, FlowKey, Histogram, Meters
 
 GROUP, PORT = "239.77.9.5", 5095
 PLACE = f"{GROUP}:{PORT}"
@@ -324,7 +323,7 @@ def test_the_table_fits_the_terminal(columns: int, lines: int) -> None:
     meters.tick(0, 1.0, {("239.1.2.1", 5000): 3})
 
     for measured in (meters, Meters()):
-        drawn = live.Table(measurement(measured, ["eth0", "eth1"]), "rate").lines(columns, lines)
+        drawn = top.Table(measurement(measured, ["eth0", "eth1"]), "rate").lines(columns, lines)
         assert len(drawn) <= max(lines, 5 + 1)
         assert all(line.cell_len <= columns for line in drawn)
         assert drawn[-1].plain.startswith("q quit")
@@ -336,7 +335,7 @@ def test_a_narrow_terminal_shows_what_is_lost_and_not_all_of_the_addresses() -> 
         meters.take(FlowKey("239.255.255.250", 65000, "192.168.100.200", 65000, "eth0"), rtp(number), number / 10)
     meters.tick(0, 1.0)
     for columns in (40, 44, 49, 50, 60):
-        drawn = [line.plain for line in live.Table(measurement(meters, ["eth0"]), "rate").lines(columns, 24)]
+        drawn = [line.plain for line in top.Table(measurement(meters, ["eth0"]), "rate").lines(columns, 24)]
         head, row = drawn[2:4]
         assert "LOSS" in head.split()
         assert "20.00%" in row.split()
@@ -352,7 +351,7 @@ def test_as_many_as_fit_are_shown_and_the_rest_is_counted() -> None:
     for host in range(30):
         meters.take(FlowKey("239.1.2.3", 5000, f"10.0.0.{host}", 1, "eth0"), b"x", 0)
     meters.tick(0, 1.0)
-    drawn = [line.plain for line in live.Table(measurement(meters, ["eth0"]), "rate").lines(80, 24)]
+    drawn = [line.plain for line in top.Table(measurement(meters, ["eth0"]), "rate").lines(80, 24)]
     assert len(drawn) == 24
     assert sum("10.0.0." in line for line in drawn) == 18
     assert "and 12 sources more" in drawn
@@ -364,7 +363,7 @@ def test_as_many_as_fit_are_shown_and_the_rest_is_counted() -> None:
      (123_456_789, "123M"), (1.5e9, "1.50G")],
 )  # fmt: skip
 def test_amounts(value: float, text: str) -> None:
-    assert live.amount(value) == text
+    assert top.amount(value) == text
 
 
 @pytest.mark.parametrize(
@@ -373,12 +372,12 @@ def test_amounts(value: float, text: str) -> None:
      (3.42, "3.4s")],
 )  # fmt: skip
 def test_spans(value: float, text: str) -> None:
-    assert live.span(value) == text
+    assert top.span(value) == text
 
 
 @pytest.mark.parametrize("value, text", [(float("nan"), "-"), (0, "0.00%"), (0.00001, "<0.01%"), (0.0213, "2.13%")])
 def test_shares(value: float, text: str) -> None:
-    assert live.percent(value) == text
+    assert top.percent(value) == text
 
 
 # -- the report ----------------------------------------------------------------------------------------------------
@@ -641,10 +640,10 @@ def manual() -> str:
 
 def test_the_manual_has_every_command_and_option(manual: str) -> None:
     plain = manual.replace("\\-", "-")
-    context = click.Context(commands.program)
+    context = click.Context(_app.program)
     for name in COMMANDS:
         assert f".SS multicast {name} " in plain
-        command = commands.program.get_command(context, name)
+        command = _app.program.get_command(context, name)
         assert command is not None
         for parameter in command.params:
             if isinstance(parameter, click.Option):

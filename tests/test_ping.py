@@ -14,7 +14,7 @@ import netns
 import pytest
 from programs import Running, events, multicast
 
-from multicast.probes import Hearing, Kind, parse
+from multicast.measure import Hearing, Kind, parse
 
 GROUP = "239.77.9.3:5093"
 Respond = Callable[..., Running]

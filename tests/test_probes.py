@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multicast import ArgumentError, probes
-from multicast.probes import Hearing, Histogram, Kind, Ledger, Order, Peer, Probe, Sequence, matrix, parse
-from multicast.probes.packets import MOST_HEARD
+from multicast import ArgumentError
+from multicast.measure import Hearing, Histogram, Kind, Ledger, Order, Peer, Probe, Sequence, matrix, parse, probes
+from multicast.measure.probes import MOST_HEARD
 
 NEXT, GAP, LATE, DUPLICATE, JUMP = Order.NEXT, Order.GAP, Order.LATE, Order.DUPLICATE, Order.JUMP
 

@@ -8,35 +8,27 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
 
 __all__ = ["COMMANDS", "main"]
 
 
-class Entry(NamedTuple):
-    """Where a command is, and what it is for."""
-
-    module: str
-    function: str
-    summary: str
-
-
-#: The commands in the order of the help. Each is a function of a module beside this file.
-COMMANDS: dict[str, Entry] = {
-    "send": Entry("basic", "send", "send packets to a group"),
-    "listen": Entry("basic", "listen", "print what arrives from groups"),
-    "request": Entry("conversation", "request", "ask a group, and print who answers what"),
-    "respond": Entry("conversation", "respond", "answer requests to a group"),
-    "ping": Entry("ping", "ping", "ping a group: who is there, how far, how much is lost"),
-    "top": Entry("live", "top", "show rate, loss and jitter of each source, live"),
-    "bench": Entry("bench", "bench", "measure throughput, loss and delay"),
-    "chat": Entry("chat", "chat", "talk, over multicast or TCP"),
-    "doctor": Entry("diagnosis", "doctor", "find out why nothing arrives"),
-    "interfaces": Entry("basic", "show_interfaces", "show the interfaces of this host, and the groups joined"),
-    "record": Entry("record", "record", "record groups to a capture file"),
-    "replay": Entry("record", "replay", "send the packets of a capture file as they were recorded"),
-    "demo": Entry("demo", "demo", "show the library at work, without a network"),
-    "completion": Entry("shell", "completion", "print what completes commands in a shell"),
+#: The commands in the order of the help, and what each is for. The module beside this file that has the name of a
+#: command holds it, under the same name.
+COMMANDS = {
+    "send": "send packets to a group",
+    "listen": "print what arrives from groups",
+    "request": "ask a group, and print who answers what",
+    "respond": "answer requests to a group",
+    "ping": "ping a group: who is there, how far, how much is lost",
+    "top": "show rate, loss and jitter of each source, live",
+    "bench": "measure throughput, loss and delay",
+    "chat": "talk, over multicast or TCP",
+    "doctor": "find out why nothing arrives",
+    "interfaces": "show the interfaces of this host, and the groups joined",
+    "record": "record groups to a capture file",
+    "replay": "send the packets of a capture file as they were recorded",
+    "demo": "show the library at work, without a network",
+    "completion": "print what completes commands in a shell",
 }
 
 # Which extra brings a library (setup.cfg), by the name it is imported under.
@@ -55,7 +47,7 @@ def main(args: Sequence[str] | None = None) -> int:
     0 yes, 1 it ran but the answer is no, 2 usage, 3 the system refused, 4 bad data, 130 interrupted before an answer.
     """
     try:
-        from .commands import run
+        from ._app import run
 
         return run(args)
     except ModuleNotFoundError as error:

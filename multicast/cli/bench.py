@@ -19,14 +19,14 @@ from multicast import batch
 from multicast.batch import Address
 from multicast.interfaces import interfaces as interfaces_here
 from multicast.listeners import MulticastListener
+from multicast.measure import Histogram, Kind, Probe, Sequence, parse
 from multicast.poller import Poller, Timer
-from multicast.probes import Histogram, Kind, Probe, Sequence, parse
 from multicast.senders import Multicaster
 from multicast.sockets import Group
 
-from .commands import GROUP, RATE, SECONDS, Rate, command, interfaces_option
-from .failures import Exit
-from .output import Output, plural, printable, where
+from ._app import GROUP, RATE, SECONDS, Rate, command, interfaces_option
+from ._errors import Exit
+from ._output import Output, plural, printable, where
 from .ping import Pinger, PingResponder
 
 _RCVBUF = 8 << 20

@@ -44,10 +44,10 @@ from multicast.poller import Poller, Timer
 from multicast.sockets import DEFAULT_PORT, Group
 from multicast.streams import Acceptor, Prefixed, Stream, connect
 
-from .commands import command, deadline_option, interfaces_option, parse_group, ttl_option
-from .failures import Exit
-from .keyboard import Editor, Keyboard, typing
-from .output import Output, plural, printable, where
+from ._app import command, deadline_option, interfaces_option, parse_group, ttl_option
+from ._errors import Exit
+from ._keyboard import Editor, Keyboard, typing
+from ._output import Output, plural, printable, where
 
 # In characters; what is longer is cut, on both sides.
 _NAME, _TEXT = 30, 1000

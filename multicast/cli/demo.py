@@ -31,9 +31,9 @@ from multicast.poller import Poller
 from multicast.senders import Multicaster, sendto
 from multicast.streams import Acceptor, Prefixed, Stream, connect
 
-from .commands import command
-from .failures import Exit
-from .output import Output, plural, quoted
+from ._app import command
+from ._errors import Exit
+from ._output import Output, plural, quoted
 
 _GROUP, _PORT = "239.255.42.42", 4242
 # Generous, as it is reached only when something does not arrive.

@@ -15,8 +15,7 @@ from multicast import errors
 from multicast.batch import Address
 from multicast.discovery import Requester, Responder
 from multicast.listeners import MulticastListener
-from multicast.poller import Poller, Timer
-from multicast.probes import (
+from multicast.measure import (
     ASK_SIZE,
     PING_SIZE,
     PREFIX,
@@ -29,16 +28,16 @@ from multicast.probes import (
     Sequence,
     parse,
 )
-from multicast.probes import matrix as who_hears_whom
-from multicast.probes.packets import hops as hops_between
+from multicast.measure import matrix as who_hears_whom
+from multicast.measure.probes import hops as hops_between
+from multicast.poller import Poller, Timer
 from multicast.senders import sendto
 from multicast.sockets import Group, ways
 
 from . import COMMANDS
-from .commands import GROUP, SECONDS, command, count_option, deadline_option, interfaces_option, ttl_option
-from .conversation import _host
-from .failures import Exit, in_words
-from .output import Output, plural, printable, where
+from ._app import GROUP, SECONDS, command, count_option, deadline_option, interfaces_option, ttl_option
+from ._errors import Exit, in_words
+from ._output import Output, host_of, plural, printable, where
 
 # What a `Responder` answers to one address in a second, and to all.
 _PER_SOURCE, _TOTAL = 50, 500
@@ -113,7 +112,7 @@ class PingResponder(Responder):
         style = self._out.style
         when = f"{time.strftime('%H:%M:%S', time.localtime(now // 10**9))}.{now % 10**9 // 1000:06d}"
         text = f"{style(when, 'dim')} {printable(addr.interface or '?').ljust(self._width)}  "
-        text += style(printable(where(_host(addr), addr.port)), "cyan")
+        text += style(printable(where(host_of(addr), addr.port)), "cyan")
         text += "  asks what was heard" if probe.kind is Kind.ASK else f"  seq {probe.sequence}"
         text += f"  hops {routers}" if routers else ""
         self._out.line(text if replied else text + style("  the answer could not be sent", "yellow"))
@@ -241,7 +240,7 @@ class Pinger(Requester):
     def handle_reply(self, packet: bytes, addr: Address) -> None:
         """Take note of an answer, and print it."""
         assert self.reply is not None  # noqa: S101 -- for the type checker
-        taken = self.ledger.take(packet, self.reply.round_trip, _host(addr), addr.ttl)
+        taken = self.ledger.take(packet, self.reply.round_trip, host_of(addr), addr.ttl)
         if taken is None:
             return
         found, order = taken
@@ -264,7 +263,7 @@ class Pinger(Requester):
             )
             return
         style = self._out.style
-        text = f"seq {probe.sequence:<3} {style(printable(_host(addr)).ljust(15), 'cyan')}"
+        text = f"seq {probe.sequence:<3} {style(printable(host_of(addr)).ljust(15), 'cyan')}"
         text += f" {1000 * self.reply.round_trip:8.3f} ms  {printable(found.peer.name)}"
         text += f"  hops {found.hops}" if found.hops else ""
         if order is Order.DUPLICATE:

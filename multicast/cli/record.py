@@ -1,16 +1,10 @@
-"""The commands `record` and `replay`: groups into capture files, and back.
-
-Progress goes to stderr, and only to a terminal, where it stays in one line; with --json it is an event a second.
-"""
+"""The command `record`: groups into a capture file."""
 
 from __future__ import annotations
 
-import math
-import os
 import re
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -20,21 +14,18 @@ from multicast import capture
 from multicast.poller import Poller
 from multicast.sockets import Group
 
-from .commands import GROUP, command, count_option, deadline_option, interface_option, interfaces_option, ttl_option
-from .failures import Exit, wording
-from .output import Output, columns, plural, printable, where
+from ._app import GROUP, command, count_option, deadline_option, interfaces_option
+from ._errors import Exit, wording
+from ._output import Output, plural, printable
+from ._progress import Progress
 
-__all__ = ["record", "replay"]
+__all__ = ["record"]
 
 if TYPE_CHECKING:
     _Type = click.ParamType[Any]
 else:
     _Type = click.ParamType  # in older versions not generic
 
-# How often progress is shown, in seconds.
-_PROGRESS = 1.0
-# More groups than these are counted, and not named.
-_NAMED = 3
 
 
 class _SizeType(_Type):
@@ -49,62 +40,9 @@ class _SizeType(_Type):
         return int(match[1]) * self._FACTORS[match[2].lower()]
 
 
-class _MomentType(_Type):
-    name = "moment"
-    _WRITTEN = re.compile(r"(?:(?:([0-9]+):)?([0-9]{1,2}):)?([0-9]+(?:\.[0-9]*)?|\.[0-9]+)")
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        match = self._WRITTEN.fullmatch(str(value).strip())
-        if match is None:
-            self.fail(f"{value!r} is not a time; write seconds, MM:SS or HH:MM:SS from the first packet", param, ctx)
-        return 3600 * int(match[1] or 0) + 60 * int(match[2] or 0) + float(match[3])
+_SIZE = _SizeType()
 
 
-class _PairType(_Type):
-    name = "pair"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
-        old, equals, new = str(value).partition("=")
-        if not (old and equals and new):
-            self.fail(f"{value!r} is not a pair; write OLD=NEW, as 239.1.2.3:5000=239.9.9.9:5000", param, ctx)
-        return old, new
-
-
-_SIZE, _MOMENT, _PAIR = _SizeType(), _MomentType(), _PairType()
-
-
-class _Progress:
-    """A line for people that is written over while a command runs."""
-
-    def __init__(
-        self, out: Output, poller: Poller, text: Callable[[], str], fields: Callable[[], dict[str, Any]]
-    ) -> None:
-        self._out = out
-        self._poller = poller
-        self._text = text
-        self._fields = fields
-        self._shown = sys.stderr.isatty() and not out.quiet and not out.json
-        self._timer = poller.call_later(_PROGRESS, self._tick) if self._shown or out.json else None
-
-    def _tick(self) -> None:
-        self._timer = self._poller.call_later(_PROGRESS, self._tick)
-        if self._out.json:
-            self._out.event("progress", **self._fields())
-        else:
-            text = self._text()[: (columns(sys.stderr) or 80) - 1]  # a longer line cannot be written over
-            sys.stderr.write(f"\r{text}\033[K")
-            sys.stderr.flush()
-
-    def end(self) -> None:
-        """Make room for what is said last."""
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._shown:
-            sys.stderr.write("\r\033[K")
-            sys.stderr.flush()
-
-
-# -- record --------------------------------------------------------------------------------------------------------
 
 
 @command(
@@ -178,7 +116,7 @@ def record(
                 return sum(recorder.statistics().dropped for recorder in recorders)
 
             began = time.monotonic()
-            progress = _Progress(
+            progress = Progress(
                 out,
                 poller,
                 lambda: (
@@ -233,142 +171,3 @@ def _told_last(file: capture.Writer) -> Iterator[None]:
             raise
 
 
-# -- replay --------------------------------------------------------------------------------------------------------
-
-
-@command(
-    "replay",
-    json=True,
-    examples=[
-        "multicast replay feed.pcapng --to 239.9.9.9:5000",
-        "multicast replay feed.pcapng --as-recorded -i eth1 --speed 2",
-        "multicast replay day.pcapng --map 239.1.2.3=239.9.9.9 --only 239.1.2.3 --from 10:00 --until 10:30",
-    ],
-)
-@click.argument("path", metavar="FILE")
-@click.option("--to", metavar="GROUP", help="Send all packets that went to a group to this one. Without a port, each"
-              " keeps its own.")
-@click.option("--map", "pairs", type=_PAIR, metavar="OLD=NEW", multiple=True,
-              help="Send packets for OLD to NEW; both with a port or without.")
-@click.option("--as-recorded", is_flag=True, help="Send to the groups in the file.")
-@click.option("--only", metavar="GROUP", multiple=True, help="Leave out packets for other groups.")
-@click.option("--speed", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True, metavar="X",
-              help="Play X times as fast as it was recorded.")
-@click.option("--max", "maximum", is_flag=True, help="Play as fast as can be.")
-@click.option("--loop", is_flag=True, help="Begin again at the end, until Ctrl-C or -w.")
-@click.option("--from", "start", type=_MOMENT, default=0.0, metavar="T",
-              help="Begin T seconds after the first packet; MM:SS and HH:MM:SS are understood.")
-@click.option("--until", "end", type=_MOMENT, metavar="T", help="End T seconds after the first packet.")
-@deadline_option("Stop after so many seconds.")
-@interface_option("Send by this interface: a name, an index or an address.")
-@ttl_option
-@click.option("--source-ip", metavar="IP", help="Send from this address of the host.")
-def replay(
-    out: Output,
-    path: str,
-    to: str | None,
-    pairs: tuple[tuple[str, str], ...],
-    as_recorded: bool,
-    only: tuple[str, ...],
-    speed: float,
-    maximum: bool,
-    loop: bool,
-    start: float,
-    end: float | None,
-    deadline: float | None,
-    interface: str | None,
-    ttl: int,
-    source_ip: str | None,
-) -> Exit:
-    """Send the packets of a capture file with the timing they had.
-
-    FILE is what `multicast record`, tcpdump, dumpcap or Wireshark have written: pcapng or pcap, plain, gzip or zstd. It
-    is read and checked before anything is sent. Where packets go has to be said: --to, --map or --as-recorded.
-    """
-    if to is None and not pairs and not as_recorded:
-        raise click.UsageError("say where the packets go: --to GROUP, --map OLD=NEW, or --as-recorded")
-    if maximum and speed != 1.0:
-        raise click.UsageError("--speed and --max are two ways to say how fast; choose one")
-    if end is not None and end <= start:
-        raise click.UsageError("--until has to be later than --from")
-    if not os.path.exists(path):
-        raise click.UsageError(f"there is no file {printable(path)}")
-    with Poller() as poller:
-        replayer = capture.Replayer(
-            path,
-            to=to,
-            map=dict(pairs),
-            as_recorded=as_recorded,
-            only=only,
-            speed=math.inf if maximum else speed,
-            loop=loop,
-            start=start,
-            end=end,
-            ttl=ttl,
-            interface=interface,
-            source_ip=source_ip,
-            poller=poller,
-        )
-        summary = replayer.summary
-        out.say(f"{printable(path)}: {_contents(summary)}")
-        began = time.monotonic()
-        progress = _Progress(
-            out,
-            poller,
-            lambda: f"{plural(replayer.statistics().packets, 'packet')} sent, {time.monotonic() - began:.0f} s",
-            lambda: {"packets": replayer.statistics().packets},
-        )
-        try:
-            finished = out.drive(poller, lambda: replayer.closed, deadline, writes=out.json)
-        finally:
-            progress.end()
-            replayer.close()
-        seconds = time.monotonic() - began
-    counted, timing = replayer.statistics(), replayer.timing
-    p50, p99 = timing.percentile(50), timing.percentile(99)
-    if out.json:
-        out.event(
-            "summary",
-            packets=counted.packets,
-            bytes=counted.bytes,
-            unsendable=replayer.unsendable,
-            refused=counted.refused,
-            seconds=round(seconds, 6),
-            timing_error_p50_ns=None if maximum else round(p50 * 1e9),
-            timing_error_p99_ns=None if maximum else round(p99 * 1e9),
-        )
-    text = f"{plural(counted.packets, 'packet')}, {plural(counted.bytes, 'byte')}, {seconds:.2f} s"
-    if not maximum:
-        text += f"; timing error p50 {_microseconds(p50)}, p99 {_microseconds(p99)}"
-    elif seconds:
-        text += f"; {counted.packets / seconds:,.0f} packets a second".replace(",", " ")
-    if replayer.unsendable:
-        # `Replayer.unsendable` has both reasons in one number.
-        text += f"; {plural(replayer.unsendable, 'packet')} not sent: cut short in the file, or too long to be sent on"
-    out.say(text)
-    if not finished and not loop:
-        return Exit.INTERRUPTED
-    return Exit.YES if counted.packets and not counted.refused and not replayer.unsendable else Exit.NO
-
-
-def _microseconds(seconds: float) -> str:
-    return f"{seconds * 1e6:.0f} us" if seconds < 0.001 else f"{seconds * 1e3:.1f} ms"
-
-
-def _contents(summary: capture.Summary) -> str:
-    """Return what a file holds, in one line."""
-    groups: Sequence[tuple[str, int]] = list(summary.groups)
-    named = ", ".join(where(*group) for group in groups[:_NAMED])
-    more = f" and {len(groups) - _NAMED} more" if len(groups) > _NAMED else ""
-    if summary.others:  # among these packets the groups are not told apart
-        more = f" and more than {len(groups) - _NAMED} others"
-    text = f"{plural(summary.packets, 'packet')} in {summary.duration:.1f} s, for {named}{more}"
-    for number, what in (
-        (summary.truncated, "cut short in the file"),
-        (summary.counts.fragments, "in fragments that are not complete"),
-        (summary.counts.malformed, "malformed"),
-        (summary.dropped, "dropped when it was recorded"),
-    ):
-        if number:
-            text += f"; {number} {what}"
-    return text

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TextIO
 
+from multicast.batch import Address
 from multicast.poller import Poller
 
 __all__ = [
@@ -81,6 +82,12 @@ _TEXT_SHOWN, _BYTES_SHOWN = 1000, 32
 def where(address: str, port: int) -> str:
     """Return address and port as they are written and pasted, with IPv6 in brackets."""
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def host_of(addr: Address) -> str:
+    """Return the address of a peer, with its interface where it means nothing without one."""
+    link_local = addr.host.lower().startswith("fe80:")
+    return f"{addr.host}%{addr.interface}" if link_local and addr.interface else addr.host
 
 
 def _readable(packet: bytes) -> str | None:

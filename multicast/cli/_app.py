@@ -25,8 +25,8 @@ from multicast.sockets import Group
 from multicast.sockets.groups import unused_options
 
 from . import COMMANDS
-from .failures import Exit, Log, explain
-from .output import Closed, Output, columns, handling, printable
+from ._errors import Exit, Log, explain
+from ._output import Closed, Output, columns, handling, printable
 
 __all__ = [
     "GROUP",
@@ -116,11 +116,10 @@ class _Program(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        entry = COMMANDS.get(cmd_name)
-        if entry is None:
+        if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f".{entry.module}", __package__)
-        found: click.Command = getattr(module, entry.function)
+        module = importlib.import_module(f".{cmd_name}", __package__)
+        found: click.Command = getattr(module, cmd_name)
         return found
 
     def resolve_command(
@@ -135,7 +134,7 @@ class _Program(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
+            formatter.write_dl(list(COMMANDS.items()))
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         _write_examples(self.examples, formatter)

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multicast.meters import Cell, Flow, FlowKey, Jitter, Meters, Numbering, spark
-from multicast.probes import Kind, Probe
+from multicast.measure import Cell, Flow, FlowKey, Jitter, Kind, Meters, Numbering, Probe, spark
 
 KEY = FlowKey("239.1.2.3", 5000, "10.0.0.5", 40112, "eth0")
 

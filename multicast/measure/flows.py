@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from . import probes
-from .probes import Order, Sequence
+from .sequences import Order, Sequence
 
 __all__ = ["Cell", "Flow", "FlowKey", "Jitter", "Meters", "Numbering", "spark"]
 

@@ -15,17 +15,16 @@ import click
 
 from multicast.batch import Address
 from multicast.listeners import MulticastListener
-from multicast.meters import STRIP, Cell, Flow, FlowKey, Meters, Numbering
+from multicast.measure import STRIP, Cell, Flow, FlowKey, Meters, Numbering
 from multicast.poller import Poller
 from multicast.sockets import Group
 
 from . import COMMANDS
-from .commands import GROUP, command, deadline_option, interfaces_option
-from .conversation import _host
-from .failures import Exit
-from .keyboard import typing
-from .output import Output, narrowed, plural, printable, where
-from .report import Report
+from ._app import GROUP, command, deadline_option, interfaces_option
+from ._errors import Exit
+from ._keyboard import typing
+from ._output import Output, host_of, narrowed, plural, printable, where
+from ._report import Report
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -96,7 +95,7 @@ class _Probe(MulticastListener):
         interface = addr.interface
         key = self._keys.get((addr, interface))
         if key is None:
-            key = FlowKey(*self._ours, _host(addr), addr.port, interface or "?")
+            key = FlowKey(*self._ours, host_of(addr), addr.port, interface or "?")
             if len(self._keys) >= _KEYS:
                 self._keys.clear()
             self._keys[tuple(addr), interface] = key

@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 from html import escape
 
 from multicast import batch
-from multicast.meters import Cell, Flow, Meters, Numbering
+from multicast.measure import Cell, Flow, Meters, Numbering
 
-from .output import plural, where
+from ._output import plural, where
 
 # So many flows have charts: first those with losses, then those with most packets. All are in the table.
 _CHARTS = 40

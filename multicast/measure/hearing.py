@@ -6,8 +6,8 @@ import math
 import secrets
 from collections import OrderedDict
 
-from .counting import Sequence
-from .packets import LEAST_REPLY, MOST_HEARD, Kind, Peer, Probe, hops
+from .probes import LEAST_REPLY, MOST_HEARD, Kind, Peer, Probe, hops
+from .sequences import Sequence
 
 __all__ = ["Hearing"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
-from .commands import command, program
-from .failures import Exit
-from .output import Output
+from ._app import command, program
+from ._errors import Exit
+from ._output import Output
 
 #: The shells there are scripts for.
 SHELLS = ("bash", "zsh", "fish")

@@ -15,7 +15,7 @@ import click
 
 from multicast import errors
 
-from .output import Output, printable
+from ._output import Output, printable
 
 __all__ = ["BadData", "Exit", "Log", "explain", "in_options", "in_words", "wording"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Mapping
 
-from .counting import Histogram, Order, Sequence
-from .packets import Kind, Peer, Probe, hops, parse
+from .probes import Kind, Peer, Probe, hops, parse
+from .sequences import Histogram, Order, Sequence
 
 __all__ = ["Ledger", "Responses", "matrix"]
 

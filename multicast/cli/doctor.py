@@ -10,9 +10,9 @@ import click
 from multicast.doctor import Diagnosis, Finding, diagnose
 from multicast.sockets import Group
 
-from .commands import GROUP, SECONDS, command, interfaces_option
-from .failures import Exit, in_options
-from .output import Output, columns, plural, printable, where
+from ._app import GROUP, SECONDS, command, interfaces_option
+from ._errors import Exit, in_options
+from ._output import Output, columns, plural, printable, where
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red", "skip": "dim"}
 _WORDS = {"ok": "ok", "warn": "warn", "fail": "FAIL", "skip": "skip"}
