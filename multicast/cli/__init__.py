@@ -35,7 +35,7 @@ COMMANDS = {
 _EXTRAS = {
     "click": "cli",
     "rich": "cli",
-    "matplotlib": "plot",
+    "h11": "web",
     "prometheus_client": "metrics",
     "cryptography": "secure",
 }

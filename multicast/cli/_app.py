@@ -367,12 +367,26 @@ class _RateType(_Type):
         return Rate(packets=amount) if match[3].lower() == "pps" else Rate(bits=amount)
 
 
+class _AddressType(_Type):
+    name = "address"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int]:
+        if isinstance(value, tuple):
+            return value
+        host, _, port = str(value).rpartition(":")
+        if not (port.isdigit() and int(port) < 65536 and (":" not in host or (host[0], host[-1]) == ("[", "]"))):
+            self.fail(f"{value!r} is not [HOST:]PORT; write 9100, 127.0.0.1:9100 or [::1]:9100", param, ctx)
+        return host.strip("[]") or "127.0.0.1", int(port)
+
+
 #: A group as people write it; see `Group.parse`.
 GROUP = _GroupType()
 #: A time in seconds, as a decimal number.
 SECONDS = _SecondsType()
 #: A `Rate`: 10m, 500k, 1g, 500pps.
 RATE = _RateType()
+#: Where a server listens, as (host, port).
+ADDRESS = _AddressType()
 
 
 def _names(ctx: click.Context, parameter: click.Parameter, values: Sequence[str]) -> list[str] | None:

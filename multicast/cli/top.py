@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,7 +21,7 @@ from multicast.poller import Poller
 from multicast.sockets import Group
 
 from . import COMMANDS
-from ._app import GROUP, command, deadline_option, interfaces_option
+from ._app import ADDRESS, GROUP, command, deadline_option, interfaces_option
 from ._errors import Exit
 from ._keyboard import typing
 from ._output import Output, host_of, narrowed, plural, printable, where
@@ -28,6 +29,8 @@ from ._report import Report
 
 if TYPE_CHECKING:
     from rich.text import Text
+
+    from ._web import Body, Events, Server
 
 SORTS = ("rate", "bytes", "loss", "jitter")
 
@@ -380,6 +383,81 @@ class _Screen:
         self._live.update(Lines(*self._table.lines(size.width, size.height)), refresh=True)
 
 
+# -- in a browser --------------------------------------------------------------------------------------------------
+
+# A page of more rows is too much for a telephone. The rows that are left out are counted.
+_MOST_ROWS = 200
+
+
+class _Page:
+    """The table as a page, with a new picture each second."""
+
+    def __init__(self, measurement: _Measurement, address: tuple[str, int], poller: Poller) -> None:
+        from ._web import Body, Events, Server
+
+        page = Path(__file__).with_name("_top.html").read_bytes()
+        # The page is one file, so its style and its script stand in it. It may load nothing but the events.
+        policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+        answer = Body("text/html; charset=utf-8", page, policy)
+        self._measurement = measurement
+        self._events: Events = Events()
+        self.server: Server = Server(*address, {"/": lambda accept: answer, "/events": self._events}, poller=poller)
+        self.tick()
+
+    def tick(self) -> None:
+        """Send the figures of the last second to the browsers."""
+        measurement = self._measurement
+        flows = measurement.meters.ordered()
+        written = _sources(flows)
+        self._events.send({
+            "groups": [where(probe.group.address, probe.group.port) for probe in measurement.probes],
+            "interfaces": measurement.interfaces,
+            "seconds": round(measurement.seconds),
+            "dropped": measurement.dropped,
+            "others": measurement.meters.others,
+            "left_out": max(0, len(flows) - _MOST_ROWS),
+            "rows": [_web_row(flow, written[flow.key]) for flow in flows[:_MOST_ROWS]],
+        })  # fmt: skip
+
+
+def _web_row(flow: Flow, source: str) -> dict[str, object]:
+    def known(value: float) -> float | None:
+        return None if math.isnan(value) else round(value, 9)
+
+    numbered = flow.numbering is not Numbering.NONE
+    return {
+        "group": where(flow.key.group, flow.key.port),
+        "source": source,
+        "interface": flow.key.interface,
+        "kind": _KINDS[flow.numbering] if numbered else "",
+        "rate": round(flow.now.rate, 3),
+        "bits": round(flow.now.bits),
+        "loss": known(flow.loss),
+        "jitter": known(flow.jitter),
+        "rates": [round(cell.rate) for cell in flow.strip],
+        "marks": flow.marks(),
+    }
+
+
+def _serve_metrics(measurement: _Measurement, address: tuple[str, int], poller: Poller) -> Server:
+    """Answer requests for the metrics of a measurement."""
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.exposition import choose_encoder
+
+    from multicast.metrics import collector
+
+    from ._web import Body, Server
+
+    registry = CollectorRegistry()
+    registry.register(collector(measurement.probes, measurement.meters))
+
+    def answer(accept: str) -> Body:
+        encode, content_type = choose_encoder(accept)
+        return Body(content_type, encode(registry))
+
+    return Server(*address, {"/metrics": answer}, poller=poller)
+
+
 def _plain(out: Output, measurement: _Measurement, sort: str) -> None:
     """Write a line for each flow that sent something in the last second."""
     now = time.time_ns()
@@ -480,6 +558,10 @@ def _tell_totals(out: Output, measurement: _Measurement) -> None:
 @click.option("--sort", type=click.Choice(SORTS), default="rate", show_default=True, help="What stands first.")
 @click.option("--report", "path", metavar="F", type=click.Path(dir_okay=False),
               help="At the end write a page with charts of all the time to this file, HTML.")
+@click.option("--web", metavar="[HOST:]PORT", type=ADDRESS,
+              help="Show the table in a browser, too, at this address of this host; 127.0.0.1 unless HOST is given.")
+@click.option("--metrics", metavar="[HOST:]PORT", type=ADDRESS,
+              help="Answer requests of Prometheus for /metrics at this address; 127.0.0.1 unless HOST is given.")
 @deadline_option("Stop after so many seconds.")
 @interfaces_option("Listen on this interface: a name, an index, an address, several with commas or by several -i, or"
                    " all. Left out, all that are up and can do multicast.")
@@ -488,6 +570,8 @@ def top(
     groups: tuple[Group, ...],
     sort: str,
     path: str | None,
+    web: tuple[str, int] | None,
+    metrics: tuple[str, int] | None,
     deadline: float | None,
     interfaces: list[str] | None,
 ) -> Exit:
@@ -503,7 +587,7 @@ def top(
     chosen = list(dict.fromkeys(groups or (Group(),)))
     report = None if path is None else Report(path)
     try:
-        return _run(out, chosen, sort, report, deadline, interfaces)
+        return _run(out, chosen, sort, report, web, metrics, deadline, interfaces)
     finally:
         if report is not None:
             report.close()
@@ -514,13 +598,18 @@ def _run(
     groups: Sequence[Group],
     sort: str,
     report: Report | None,
+    web: tuple[str, int] | None,
+    metrics: tuple[str, int] | None,
     deadline: float | None,
     interfaces: list[str] | None,
 ) -> Exit:
     with Poller() as poller:
         screen: _Screen | None = None
+        page: _Page | None = None
 
         def after() -> None:
+            if page is not None:
+                page.tick()
             if screen is not None:
                 screen.tick()
             elif not live:
@@ -532,6 +621,11 @@ def _run(
             names = ", ".join(printable(name) for name in measurement.interfaces)
             hint = ", Ctrl-C to stop" if deadline is None else ""
             out.say(f"measuring {', '.join(map(str, groups))} on {names}{hint}")
+            if web is not None:
+                page = _Page(measurement, web, poller)
+                out.say(f"the table is at {page.server.url}")
+            if metrics is not None:
+                out.say(f"metrics are at {_serve_metrics(measurement, metrics, poller).url}")
             if live:
                 screen = _Screen(out, Table(measurement, sort), poller, measurement.reset)
                 with screen.shown():
