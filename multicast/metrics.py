@@ -9,8 +9,8 @@ for, so nothing is added to the path of a packet::
     REGISTRY.register(metrics.collector(poller))
     start_http_server(9100, "127.0.0.1")
 
-What an object counts is what its `statistics()` returns, a named tuple. docs/live.rst has the rules that make metrics of
-its fields.
+What an object counts is what its `statistics()` returns, a named tuple. docs/live.rst has the rules that make metrics
+of its fields.
 """
 
 from __future__ import annotations
@@ -170,8 +170,10 @@ class _Collector:
                     ("source", _place(key.source, key.source_port)),
                     ("interface", key.interface),
                 )
-                for field in ("packets", "bytes", "lost", "duplicates", "reordered", "restarts", "jitter"):
-                    yield from samples(getattr(flow, field), f"flow_{field}", labels)
+                for field in ("packets", "bytes", "lost", "duplicates", "reordered", "restarts"):
+                    yield ("flow_" + field, True, labels), float(getattr(flow, field))
+                if not math.isnan(flow.jitter):
+                    yield ("flow_jitter", False, labels), flow.jitter
 
     def describe(self) -> Iterable[Metric]:
         """Name no metrics beforehand: which there are depends on the objects."""
