@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,14 @@ BAD_SENDERS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"source_ip": "nonsense"}, GroupError, "nonsense"),
     ({"source_ip": "::1"}, GroupError, "one family"),
 ]
+
+
+def name(value: object) -> str:
+    """Return the name of a test's parameter without the address that an object's text may hold.
+
+    The workers of a parallel run compare the names of tests.
+    """
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
 def settle(poller: multicast.Poller, done: Callable[[], object]) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import helpers
 import pytest
 from helpers import PATIENCE, need_on_lo
 from hypothesis import given
@@ -394,7 +395,7 @@ def test_a_burst_that_the_path_refuses_goes_packet_by_packet(form: Any) -> None:
         (array.array("H", [1, 2]), array.array("H", [1, 2]).tobytes()),
         ("", b""),
     ],
-    ids=repr,
+    ids=helpers.name,
 )
 def test_text_goes_as_utf_8_and_buffers_as_they_are(form: Any, packet: object, data: bytes) -> None:
     assert form.encode(packet) == data
@@ -416,7 +417,7 @@ def test_a_subclass_of_bytes_or_str_is_a_packet(form: Any) -> None:
     assert into == [b"one", b"two"]
 
 
-@pytest.mark.parametrize("bad", [None, 5, 1.5, object(), ["x"], ("x",)], ids=repr)
+@pytest.mark.parametrize("bad", [None, 5, 1.5, object(), ["x"], ("x",)], ids=helpers.name)
 def test_anything_else_is_no_packet(form: Any, bad: object) -> None:
     with pytest.raises(PacketTypeError, match="a packet is bytes-like or text"):
         form.encode(bad)

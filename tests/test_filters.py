@@ -7,6 +7,7 @@ import os
 import re
 from typing import Any
 
+import helpers
 import pytest
 
 from multicast import FilterError, MulticastError
@@ -28,7 +29,7 @@ def test_no_filter_lets_everything_pass_without_a_call() -> None:
     assert predicate(None) is None
 
 
-@pytest.mark.parametrize("filter", ["te.t", b"te.t", re.compile("te.t"), re.compile(b"te.t")], ids=repr)
+@pytest.mark.parametrize("filter", ["te.t", b"te.t", re.compile("te.t"), re.compile(b"te.t")], ids=helpers.name)
 def test_a_regular_expression_is_matched_at_the_start_of_the_packet(filter: Any) -> None:
     assert accepts(filter, b"test")
     assert accepts(filter, b"text and more")
@@ -36,13 +37,13 @@ def test_a_regular_expression_is_matched_at_the_start_of_the_packet(filter: Any)
     assert not accepts(filter, b"")
 
 
-@pytest.mark.parametrize("filter", ["", b"", re.compile("")], ids=repr)
+@pytest.mark.parametrize("filter", ["", b"", re.compile("")], ids=helpers.name)
 def test_the_empty_expression_matches_everything(filter: Any) -> None:
     assert accepts(filter, b"")
     assert accepts(filter, b"anything")
 
 
-@pytest.mark.parametrize("filter", ["größe:", re.compile("größe:")], ids=repr)
+@pytest.mark.parametrize("filter", ["größe:", re.compile("größe:")], ids=helpers.name)
 def test_a_pattern_given_as_text_is_matched_as_utf_8(filter: Any) -> None:
     assert accepts(filter, "größe: 5".encode())
     assert not accepts(filter, "größe: 5".encode("latin-1"))
@@ -67,7 +68,7 @@ def test_dollars_are_what_they_are_in_regular_expressions() -> None:
     assert accepts("a$$", b"a")
 
 
-@pytest.mark.parametrize("filter", ["(", b"[", "*", "a{2,1}", "(?P<name>", "\\"], ids=repr)
+@pytest.mark.parametrize("filter", ["(", b"[", "*", "a{2,1}", "(?P<name>", "\\"], ids=helpers.name)
 def test_what_does_not_compile_is_refused_with_the_place_and_advice(filter: Any) -> None:
     with pytest.raises(FilterError, match=re.escape(repr(filter))) as refused:
         predicate(filter)
@@ -135,7 +136,7 @@ def test_any_true_value_accepts() -> None:
     assert accepts(functools.partial(lambda start, packet, addr: packet.startswith(start), b"te"), b"test")
 
 
-@pytest.mark.parametrize("filter", [5, 0, 1.5, [], ["a"], object(), bytearray(b"te")], ids=repr)
+@pytest.mark.parametrize("filter", [5, 0, 1.5, [], ["a"], object(), bytearray(b"te")], ids=helpers.name)
 def test_anything_else_is_refused(filter: Any) -> None:
     with pytest.raises(FilterError, match="a filter is None, a callable"):
         predicate(filter)
@@ -199,7 +200,7 @@ def test_static_and_class_methods_and_properties_work() -> None:
         assert not decides(one, b"no")
 
 
-@pytest.mark.parametrize("filter", ["yes", b"yes", re.compile("yes"), Prefix(b"yes")], ids=repr)
+@pytest.mark.parametrize("filter", ["yes", b"yes", re.compile("yes"), Prefix(b"yes")], ids=helpers.name)
 def test_a_regular_expression_in_the_class_works(filter: Any) -> None:
     cls = type("Mine", (), {"filter": filter})
     assert decides(cls, b"yes")

@@ -7,6 +7,7 @@ import resource
 import select
 import socket
 
+import helpers
 import netns
 import pytest
 from helpers import PATIENCE
@@ -49,7 +50,7 @@ def test_an_interface_is_named_by_name_index_or_address(what: str | int | Interf
     assert resolve(what, HERE) is meant
 
 
-@pytest.mark.parametrize("what", ["eth7", "", "10.0.0.6", 99, -1, "10.0.0", "::2", True], ids=repr)
+@pytest.mark.parametrize("what", ["eth7", "", "10.0.0.6", 99, -1, "10.0.0", "::2", True], ids=helpers.name)
 def test_an_unknown_interface_is_refused_with_those_there_are(what: str | int) -> None:
     with pytest.raises(InterfaceError) as refused:
         resolve(what, HERE)

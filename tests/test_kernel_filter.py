@@ -7,6 +7,7 @@ import socket
 import struct
 from typing import Any
 
+import helpers
 import pytest
 from helpers import Keeper, turns
 from hypothesis import example, given, settings
@@ -95,7 +96,7 @@ def lets_through(expression: Any, packet: bytes) -> bool:
         (b"[acegik]" * 300, [b"a" * 300], [b"b" + b"a" * 299, b"a" * 299]),
         (rb"(?!)", [], []),
     ],
-    ids=repr,
+    ids=helpers.name,
 )
 def test_what_certainly_does_not_match_is_refused(expression: Any, passed: list[bytes], refused: list[bytes]) -> None:
     compiled = filters.pattern(expression)

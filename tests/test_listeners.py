@@ -8,9 +8,10 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import helpers
 import pytest
 from helpers import PATIENCE, Clock, Keeper, Pair, descriptors, joined, need_on_lo, polling_thread, settle, turns
 
@@ -272,7 +273,8 @@ def test_order_is_kept_when_a_handler_polls(poller: Poller, free_port: int) -> N
     assert nesting.packets == [b"%d" % number for number in range(200)]
 
 
-def test_a_listener_reads_a_batch_a_turn_so_that_a_flood_starves_nobody(poller: Poller, free_port: int) -> None:
+def test_a_turn_is_a_batch_so_a_flood_starves_no_neighbour(poller: Poller, free_port: int) -> None:
+    poller.budget = 0  # so that each poll is one round
     flooded, other = Keeper(port=free_port, poller=poller, **ON_LO), Pair()
     poller.register(other)
     send(map(str, range(200)), free_port)
@@ -284,6 +286,164 @@ def test_a_listener_reads_a_batch_a_turn_so_that_a_flood_starves_nobody(poller: 
     assert len(flooded.packets) == 200
     poller.unregister(other)
     other.close()
+
+
+# -- rounds --------------------------------------------------------------------------------------------------
+
+AMPLE = 30.0  # seconds; a budget that no test spends
+
+
+class Reacting(Keeper):
+    """Calls a function at one of its packets."""
+
+    def __init__(self, at: int, react: Callable[[], object], **options: Any) -> None:
+        super().__init__(**options)
+        self.at, self.react = at, react
+
+    def handle_packet(self, packet: bytes, addr: Address) -> object:
+        super().handle_packet(packet, addr)
+        if len(self.packets) == self.at:
+            self.react()
+        return None
+
+
+def test_one_poll_empties_what_is_ready(poller: Poller, free_port: int) -> None:
+    poller.budget = AMPLE
+    listeners = [Keeper(port=free_port, rcvbuf=4 << 20, poller=poller, **ON_LO) for _ in range(2)]
+    send(map(str, range(1000)), free_port)
+    poller.poll()
+    assert [len(listener.packets) for listener in listeners] == [1000, 1000]
+
+
+def test_a_round_serves_timers_that_fell_due_and_what_became_ready(poller: Poller, free_port: int) -> None:
+    poller.budget = AMPLE
+    seen: dict[str, int] = {}
+    other = Pair(lambda pair: seen.setdefault("neighbour", len(flooded.packets)))
+    poller.register(other)
+
+    def at_ten() -> None:
+        other.tell()
+        poller.call_later(0, lambda: seen.setdefault("timer", len(flooded.packets)))
+        poller.call_soon(lambda: seen.setdefault("call", len(flooded.packets)))
+
+    flooded = Reacting(10, at_ten, port=free_port, rcvbuf=4 << 20, poller=poller, **ON_LO)
+    send(map(str, range(500)), free_port)
+    poller.poll()
+    assert len(flooded.packets) == 500
+    assert set(seen) == {"neighbour", "timer", "call"}
+    assert all(10 <= after <= 128 for after in seen.values()), seen
+    poller.unregister(other)
+    other.close()
+
+
+def test_objects_that_are_no_dispatchers_are_called_once_a_poll(poller: Poller, free_port: int) -> None:
+    class Ready(Pair):
+        calls = 0
+
+        def handle_read(self) -> Any:
+            self.calls += 1
+            return True  # as a foreign object may
+
+    poller.budget = AMPLE
+    flooded, plain = Keeper(port=free_port, rcvbuf=4 << 20, poller=poller, **ON_LO), Ready()
+    poller.register(plain)
+    plain.tell()
+    send(map(str, range(500)), free_port)
+    poller.poll()
+    assert len(flooded.packets) == 500
+    assert plain.calls == 1
+    poller.unregister(plain)
+    plain.close()
+
+
+def test_stop_ends_the_rounds(poller: Poller, free_port: int) -> None:
+    poller.budget = AMPLE
+    flooded = Reacting(10, poller.stop, port=free_port, rcvbuf=4 << 20, poller=poller, **ON_LO)
+    send(map(str, range(500)), free_port)
+    poller.poll()
+    assert 10 <= len(flooded.packets) <= 64
+
+
+def test_the_budget_ends_the_rounds_although_the_clock_of_the_poller_stands(free_port: int) -> None:
+    with Poller(clock=helpers.Clock()) as poller:
+        poller.budget = 1e-6
+        flooded = Keeper(port=free_port, rcvbuf=4 << 20, poller=poller, **ON_LO)
+        send(map(str, range(1000)), free_port)
+        poller.poll()
+        assert 64 <= len(flooded.packets) < 1000
+
+
+class Slow(Keeper):
+    """A listener whose handler takes some time, of a clock that the test turns."""
+
+    clock: helpers.Clock
+    cost = 0.005
+
+    def handle_packet(self, packet: bytes, addr: Address) -> object:
+        self.clock.advance(self.cost)
+        return super().handle_packet(packet, addr)
+
+
+@pytest.fixture
+def turned(monkeypatch: pytest.MonkeyPatch) -> helpers.Clock:
+    """The clock by which turns are measured."""
+    clock = helpers.Clock()
+    monkeypatch.setattr("multicast.listeners.datagrams.monotonic", clock)
+    return clock
+
+
+def test_slow_handlers_hold_their_neighbours_back_for_one_call(
+    poller: Poller, free_port: int, turned: helpers.Clock
+) -> None:
+    poller.budget = 0
+    slow, other = Slow(port=free_port, poller=poller, **ON_LO), Pair()
+    slow.clock = turned
+    poller.register(other)
+    send(map(str, range(200)), free_port)
+    for number in range(1, 100):
+        other.tell()
+        poller.poll()
+        assert len(slow.packets) == number
+        assert len(other.got) == number
+    poller.unregister(other)
+    other.close()
+
+
+def test_a_handler_that_becomes_slow_holds_its_neighbours_back_for_sixteen_calls_once(
+    poller: Poller, free_port: int, turned: helpers.Clock
+) -> None:
+    poller.budget = 0
+    slow = Slow(port=free_port, rcvbuf=4 << 20, poller=poller, **ON_LO)
+    slow.clock, slow.cost = turned, 0
+    send(map(str, range(800)), free_port)
+    poller.poll()
+    poller.poll()
+    before = len(slow.packets)
+    assert before == 128  # whole batches, as they cost nothing
+    slow.cost = 0.005
+    poller.poll()
+    assert len(slow.packets) - before == 16
+    poller.poll()
+    assert len(slow.packets) - before == 17
+    slow.cost = 0
+    for _ in range(12):
+        poller.poll()
+    before = len(slow.packets)
+    poller.poll()
+    assert len(slow.packets) - before == 64  # fast again, whole batches again
+
+
+def test_a_millisecond_decides_how_many_packets_a_turn_has(
+    poller: Poller, free_port: int, turned: helpers.Clock
+) -> None:
+    poller.budget = 0
+    slow = Slow(port=free_port, rcvbuf=4 << 20, poller=poller, **ON_LO)
+    slow.clock, slow.cost = turned, 0.0001
+    send(map(str, range(600)), free_port)
+    turns(poller, 20)
+    before = len(slow.packets)
+    poller.poll()
+    assert 8 <= len(slow.packets) - before <= 16
 
 
 # -- filters -------------------------------------------------------------------------------------------------
@@ -563,7 +723,7 @@ def test_the_count_of_drops_goes_on_when_the_kernels_counter_wraps(
 
 
 @pytest.mark.parametrize("which", ["limit", "capacity"])
-@pytest.mark.parametrize("value", [0, -1, 1.5, "3", True], ids=repr)
+@pytest.mark.parametrize("value", [0, -1, 1.5, "3", True], ids=helpers.name)
 def test_a_bad_count_is_refused(free_port: int, which: str, value: Any) -> None:
     before = descriptors()
     with pytest.raises(ArgumentError, match=which):
@@ -773,7 +933,7 @@ def test_listen_uses_the_default_poller_and_can_be_called_again(free_port: int) 
         assert listen(lambda packet, addr: packet, port=free_port, **ON_LO) == b"x"
 
 
-@pytest.mark.parametrize("handler", [5, "print", object()], ids=repr)
+@pytest.mark.parametrize("handler", [5, "print", object()], ids=helpers.name)
 def test_a_handler_that_cannot_be_called_is_refused(free_port: int, handler: Any) -> None:
     before = descriptors()
     with pytest.raises(ArgumentError, match="packet_handler must be callable"):

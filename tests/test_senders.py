@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Iterator
 from typing import Any
 
+import helpers
 import pytest
 from helpers import BAD_SENDERS, Clock, Keeper, Pair, Script, descriptors, need_on_lo, settle, turns
 
@@ -173,7 +174,7 @@ def test_what_an_iterable_yields_before_it_raises_is_sent(ear: Ear, free_port: i
     assert descriptors() == before
 
 
-@pytest.mark.parametrize("bad", [5, None, 1.5, object(), ["nested"]], ids=repr)
+@pytest.mark.parametrize("bad", [5, None, 1.5, object(), ["nested"]], ids=helpers.name)
 def test_what_is_no_packet_is_refused(ear: Ear, free_port: int, bad: Any) -> None:
     before = descriptors()
     if not isinstance(bad, list):

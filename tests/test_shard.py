@@ -9,6 +9,7 @@ import struct
 import subprocess
 from typing import Any
 
+import helpers
 import netns
 import pytest
 from helpers import Keeper, turns
@@ -70,7 +71,9 @@ def test_senders_are_dealt_out_evenly(count: int, ipv6: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "shard", [(2, 2), (-1, 2), (0, 0), (0, 65537), (0,), 3, (0, 1, 2), ("0", 2), (0.0, 2), (True, 2), [0, 2]], ids=repr
+    "shard",
+    [(2, 2), (-1, 2), (0, 0), (0, 65537), (0,), 3, (0, 1, 2), ("0", 2), (0.0, 2), (True, 2), [0, 2]],
+    ids=helpers.name,
 )
 def test_a_shard_is_an_index_below_a_count(shard: Any) -> None:
     with pytest.raises(ArgumentError, match="shard"):
@@ -85,7 +88,7 @@ def test_what_is_refused_of_a_shard_is_told_with_its_limit() -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["sender", None, 4, (0,), (0, 3), (0, 8), (-1, 4), (65532, 4), ("0", 4), (0, True)], ids=repr
+    "key", ["sender", None, 4, (0,), (0, 3), (0, 8), (-1, 4), (65532, 4), ("0", 4), (0, True)], ids=helpers.name
 )
 def test_a_shard_key_is_the_source_or_a_field(key: Any) -> None:
     with pytest.raises(ArgumentError, match="shard_key"):

@@ -11,6 +11,7 @@ import struct
 from contextlib import suppress
 from typing import Any
 
+import helpers
 import netns
 import pytest
 from helpers import BAD_SENDERS, descriptors, joined
@@ -148,13 +149,13 @@ def test_a_port_out_of_range_is_refused(port: int) -> None:
             Group.parse(f"239.1.1.1:{port}")
 
 
-@pytest.mark.parametrize("port", ["5000", 5000.0, None, True], ids=repr)
+@pytest.mark.parametrize("port", ["5000", 5000.0, None, True], ids=helpers.name)
 def test_a_port_that_is_no_number_is_refused(port: Any) -> None:
     with pytest.raises(ArgumentError, match="port must be a number"):
         Group("239.1.1.1", port)
 
 
-@pytest.mark.parametrize("address", [None, 5, b"\xef\x01\x01\x01", ("239.1.1.1",)], ids=repr)
+@pytest.mark.parametrize("address", [None, 5, b"\xef\x01\x01\x01", ("239.1.1.1",)], ids=helpers.name)
 def test_an_address_that_is_no_text_is_refused(address: Any) -> None:
     with pytest.raises(GroupError, match="as text"):
         Group(address)
@@ -504,7 +505,7 @@ def test_the_receive_buffer_is_as_asked_and_can_be_read(free_port: int) -> None:
         assert opened.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 200_000
 
 
-@pytest.mark.parametrize("wanted", [0, -1, 1.5, "big", True], ids=repr)
+@pytest.mark.parametrize("wanted", [0, -1, 1.5, "big", True], ids=helpers.name)
 def test_a_bad_size_of_the_receive_buffer_is_refused(wanted: Any) -> None:
     group = Group("239.1.1.1", 4242)
     before = descriptors()

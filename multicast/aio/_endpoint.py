@@ -63,17 +63,18 @@ class _Private(Dispatcher):
         self.queue: deque[tuple[bytes, tuple[Any, ...]]] = deque()
         self.queued = 0
 
-    def handle_read(self) -> None:
+    def handle_read(self) -> bool | None:
         try:
             packets, addresses = batch.receive(self._reader)
         except OSError as error:
             batch.drain_errors(self._reader.socket)
             self._transport._protocol.error_received(error)
-            return
+            return False
         if not packets:  # an error waits in the queue, behind none that receiving would meet
             batch.drain_errors(self._reader.socket)
         for packet, addr in zip(packets, addresses, strict=True):
             self._transport._protocol.datagram_received(packet, addr)
+        return len(packets) >= batch.LIMIT
 
     def send(self, packet: bytes, sockaddr: tuple[Any, ...]) -> bool:
         """Send at once if the kernel has room; return whether it had."""

@@ -98,9 +98,11 @@ class Recorder(MulticastListener):
         # In the first poll, when all that share the file have said what they joined.
         self.poller.call_soon(self._tick)
 
-    def handle_read(self) -> None:
-        """Receive one batch and write it; called by the poller."""
+    def handle_read(self) -> bool | None:
+        """Receive a batch and write it; return whether more may be waiting. Called by the poller."""
+        before = self._socket_reader.packets
         self._record()
+        return self._socket_reader.packets - before >= batch.LIMIT
 
     def handle_packet(self, packet: bytes, addr: Address) -> object:
         """Write one packet. The poller's packets are written by the batch, and do not come by here."""

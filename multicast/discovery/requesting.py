@@ -178,12 +178,12 @@ class Requester(DatagramListener):
         if len(failures) == len(self._ways):
             raise failures[0]
 
-    def handle_read(self) -> None:
-        """Receive one batch of replies and deliver it; called by the poller."""
+    def handle_read(self) -> bool | None:
+        """Receive a batch of replies and deliver it; return whether more may be waiting. Called by the poller."""
         if self._batches_left is None:
-            super().handle_read()
-        else:
-            self._read_what_came_in_time(self._batches_left - 1)
+            return super().handle_read()
+        self._read_what_came_in_time(self._batches_left - 1)
+        return False
 
     def _time_is_over(self) -> None:
         # What came in time may wait at the socket still: it is read before the end.
@@ -197,9 +197,9 @@ class Requester(DatagramListener):
         """
         self._batches_left = left
         asked = self._exchange.asked
-        kept, before = self.pending, self._socket_reader.packets
+        self._share = batch.LIMIT
         try:
-            super().handle_read()
+            more = super().handle_read()
         except BaseException:
             if self._exchange.asked == asked:
                 if left:
@@ -209,7 +209,7 @@ class Requester(DatagramListener):
             raise
         if self.closed or self._exchange.asked != asked:
             return
-        if left and (kept or self._socket_reader.packets - before >= batch.LIMIT):
+        if left and more:
             self.poller.revisit(self)
             return
         try:

@@ -9,6 +9,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from operator import length_hint
+from time import monotonic
 from typing import Any, NamedTuple, TypeVar
 
 from multicast import batch, filters
@@ -19,6 +20,12 @@ from multicast.poller import Dispatcher, Poller
 from multicast.sockets import DEFAULT_PORT, drops, open_unicast, overflows, receive_buffer
 
 _Result = TypeVar("_Result")
+
+# A turn ends when it has taken this many seconds.
+_TURN = 0.001
+# The clock is read after so many packets at the most. A handler that suddenly becomes slow holds the other objects back
+# for so many calls, once.
+_MOST_UNTIMED = 16
 
 
 class Statistics(NamedTuple):
@@ -55,8 +62,10 @@ class DatagramListener(Dispatcher):
 
     #: The filter of all instances of a class; a plain function here takes `(packet, addr)`.
     filter: Any = None
-    # How many packets a turn may deliver.
-    _packets_at_once = batch.LIMIT
+    # How many packets a turn reads and delivers: as many as take about a millisecond, 1 to `batch.LIMIT`.
+    _share = batch.LIMIT
+    # After how many packets the clock is read. It begins with one, as the cost of the handler is not known yet.
+    _look = 1
 
     def __init__(
         self,
@@ -155,45 +164,72 @@ class DatagramListener(Dispatcher):
         `addr` equals what `socket.recvfrom` returns, and tells more; see `Address`.
         """
 
-    def handle_read(self) -> None:
-        """Receive one batch and deliver it; called by the poller."""
-        room = self._packets_at_once
+    def handle_read(self) -> bool | None:
+        """Receive a batch and deliver it; return whether more packets may be waiting. Called by the poller."""
+        share = self._share
         unread = self._unread_packets
-        if unread is None:
-            reader = self._socket_reader
-            packets, addresses = batch.receive(reader, room)
-            self._batch_read = packets
-            self._packets_left = left = iter(packets)
-            self._unread_packets = unread = zip(left, addresses, strict=False)  # `_forget_unread` makes one shorter
-            if len(packets) <= room:
-                self._deliver_packets(unread, reader.origin)
-                return
-        # What is left from before, or came in bursts, takes turns with everybody else's.
-        self._deliver_packets(islice(unread, room))
+        if unread is not None:
+            # What is left of a batch takes turns with the other objects. The next look at the socket follows it.
+            self._deliver_packets(unread, share)
+            return True
+        reader = self._socket_reader
+        packets, addresses = batch.receive(reader, share)
+        self._batch_read = packets
+        self._packets_left = left = iter(packets)
+        self._unread_packets = unread = zip(left, addresses, strict=False)  # `_forget_unread` makes one shorter
+        more = len(packets) >= share
+        self._deliver_packets(unread, share, reader.origin)
+        return more
 
-    def _deliver_packets(self, packets: Iterator[tuple[bytes, Address]], only: Address | None = None) -> None:
-        """Hand out `packets`, of which `only` is the address of all, where it is given."""
+    def _deliver_packets(
+        self, packets: Iterator[tuple[bytes, Address]], share: int, only: Address | None = None
+    ) -> None:
+        """Hand out up to `share` of `packets`, of which `only` is the address of all, where it is given.
+
+        When a millisecond has passed, the rest waits for the next turn, and the share becomes as many packets as a
+        millisecond was enough for.
+        """
         # They are taken from `_unread_packets`, so that a handler that polls gets the rest of it before newer ones. A
         # handler that closes its listener ends the loop by emptying the list below it (`_forget_unread`); and
         # `statistics` works out what was delivered from what is left there. So nothing but the calls is done for each
         # packet.
         accept, handle = self._passes_filter, self.handle_packet
-        filtered = 0
+        source: Iterator[Any] = self._packets_left if accept is None and only is not None else packets
+        filtered = delivered = 0
+        waiting = length_hint(self._packets_left)
+        began = monotonic()
         try:
-            if accept is None and only is not None:
-                for packet in self._packets_left:
-                    if handle(packet, only):
-                        self.close()
-            elif accept is None:
-                for packet, addr in packets:
-                    if handle(packet, addr):
-                        self.close()
-            else:
-                for packet, addr in packets:
-                    if not accept(packet, addr):
-                        filtered += 1
-                    elif handle(packet, addr):
-                        self.close()
+            while delivered < share:
+                some = islice(source, min(self._look, share - delivered))
+                if accept is not None:
+                    for packet, addr in some:
+                        if not accept(packet, addr):
+                            filtered += 1
+                        elif handle(packet, addr):
+                            self.close()
+                elif only is not None:
+                    for packet in some:
+                        if handle(packet, only):
+                            self.close()
+                else:
+                    for packet, addr in some:
+                        if handle(packet, addr):
+                            self.close()
+                left = length_hint(self._packets_left)
+                delivered = waiting - left
+                taken = monotonic() - began
+                if taken > _TURN:
+                    self._share = max(1, int(delivered * _TURN / taken))
+                    self._look = min(self._look, self._share)
+                    break
+                if self._look < _MOST_UNTIMED and 4 * taken < _TURN:
+                    self._look *= 4
+                if delivered >= share:
+                    if share < batch.LIMIT and 4 * taken < _TURN:
+                        self._share = min(batch.LIMIT, 4 * share)
+                    break
+                if not left:
+                    break
         finally:
             self._filter_refused += filtered
             if self.socket is not None and length_hint(self._packets_left):

@@ -79,15 +79,19 @@ class Inbox(MulticastListener):
         self._inbox_waiting.append((packet, addr))
         return False
 
-    def handle_read(self) -> None:
-        """Receive as many packets as there is room for; called by the poller."""
-        self._packets_at_once = min(batch.LIMIT, self._inbox_room())
-        if self._packets_at_once > 0:
-            super().handle_read()
+    def handle_read(self) -> bool | None:
+        """Receive as many packets as there is room for; return whether more may be waiting. Called by the poller."""
+        more: bool | None = False
+        if (room := self._inbox_room()) > 0:
+            # Its handler is our own, whose cost is known.
+            self._share = min(batch.LIMIT, room)
+            more = super().handle_read()
         if self._inbox_room() <= 0 and self in self.poller:
             # Leave the rest in the kernel, which counts what it has no room for.
             self._inbox_full = True
             self.poller.modify(self, select.EPOLLERR)
+            return False
+        return more
 
     def _inbox_room(self) -> int:
         return self._inbox_capacity - len(self._inbox_waiting)

@@ -43,6 +43,10 @@ class Poller:
     from signal handlers.
     """
 
+    #: How long one `poll` goes on with objects that say that more is waiting, in seconds. Each object that is ready
+    #: gets one turn in any case; with 0 it gets no second one.
+    budget: float = 0.002
+
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._epoll: select.epoll | None = None
@@ -296,11 +300,18 @@ class Poller:
     # -- polling ---------------------------------------------------------------------------------------------------
 
     def poll(self, timeout: float | None = 0) -> None:
-        """Look for events once and call the handlers of what is ready.
+        """Wait for events, then call the handlers of what is ready.
 
         `timeout` is in seconds: 0 looks and returns, None waits until something happens. Between these it is
-        rounded up to whole milliseconds. What a handler raises is given to the object's `handle_error`, or leaves
-        `poll` where it has none; nothing is lost by that, the next `poll` goes on where this one ended.
+        rounded up to whole milliseconds.
+
+        Each ready object gets a turn, which is a bounded amount of work. A listener or stream that has more waiting
+        gets further turns, in rounds with the others, until none has more or `budget` seconds have passed. Each round
+        also runs the timers that are due and serves what became ready meanwhile. Objects that are not derived from
+        `Dispatcher` are called once in each `poll`.
+
+        What a handler raises is given to the object's `handle_error`, or leaves `poll` if it has none. Nothing is lost
+        by that: the next `poll` goes on where this one ended.
         """
         if timeout and not 0 < timeout <= _FAR:
             if not timeout > _FAR:
@@ -312,24 +323,11 @@ class Poller:
             ready = self._wait(timeout, stops)
             if ready is None:  # closed or stopped meanwhile
                 return
-            queue = iter(ready)
             try:
-                if self._late:
-                    queue = self._catch_up(ready)
-                if self._calls or self._timers or self._revisit:
-                    self._run_due()
-                table = self._table
-                for registration, mask in queue:
-                    if table.get(registration.fd) is registration:
-                        if mask == _USUAL and registration.reads:  # what `_dispatch` would do, a call less
-                            try:
-                                registration.target.handle_read()
-                            except Exception as error:
-                                self._failed(registration, error)
-                        else:
-                            self._dispatch(registration, mask)
+                count = self._stops
+                if self._serve(ready):
+                    self._go_on(ready, count)
             except BaseException:
-                self._late.update((registration, None) for registration, _ in queue)
                 if self._stale:
                     try:
                         self._rebuild()
@@ -347,6 +345,51 @@ class Poller:
             self._driver = outer
             if outer is None and self._closing:
                 self._close()
+
+    def _serve(self, ready: list[tuple[Registration, int]]) -> bool:
+        """Run what is due and give each object of `ready` a turn; return whether one of ours has more."""
+        more = False
+        queue: Iterator[tuple[Registration, int]] = iter(ready)
+        try:
+            if self._late:
+                queue = self._catch_up(ready)
+            if self._calls or self._timers or self._revisit:
+                visited = self._run_due()
+                if visited:  # they had their turn
+                    more = True
+                    queue = (entry for entry in queue if entry[0] not in visited or entry[1] & ~READABLE)
+            table = self._table
+            for registration, mask in queue:
+                if table.get(registration.fd) is registration:
+                    if mask == _USUAL and registration.reads:  # what `_dispatch` would do, a call less
+                        try:
+                            if registration.target.handle_read() is True and registration.ours:
+                                more = True
+                        except Exception as error:
+                            self._failed(registration, error)
+                    elif self._dispatch(registration, mask):
+                        more = True
+        except BaseException:
+            self._late.update((registration, None) for registration, _ in queue)
+            raise
+        return more
+
+    def _go_on(self, ready: list[tuple[Registration, int]], stops: int) -> None:
+        """Serve further rounds while objects of ours have more, until the budget is spent or the poller is stopped.
+
+        `ready` is what the first round has served, `stops` the count of stops before it.
+        """
+        # The time is the real one: a poller whose clock stands still must not go on for ever.
+        until = time.monotonic() + self.budget
+        called = {registration for registration, _ in ready if not registration.ours}
+        more = True
+        while more and self._stops == stops and time.monotonic() < until:
+            found = self._wait(0, stops)
+            if found is None:
+                return
+            ready = [entry for entry in found if entry[0] not in called]
+            called.update(registration for registration, _ in ready if not registration.ours)
+            more = self._serve(ready)
 
     def _wait(self, timeout: float | None, stops: int | None) -> list[tuple[Registration, int]] | None:
         """Wait for events; return those of registered objects, or None when the poller is being closed.
@@ -421,7 +464,8 @@ class Poller:
         else:
             self._stale = True
 
-    def _run_due(self) -> None:
+    def _run_due(self) -> set[Registration]:
+        """Run the calls and timers that are due, then revisit the objects that asked for it; return these."""
         # Each entry leaves its queue just before it runs: when one raises, the rest is still there for the next poll.
         if self._calls:
             for _ in range(len(self._calls)):
@@ -429,23 +473,28 @@ class Poller:
                 callback(*args)
         if self._timers:
             self._timers.run(self._clock())
-        if self._revisit:
-            for registration in list(self._revisit):
-                if self._revisit.pop(registration, self) is None and self._table.get(registration.fd) is registration:
-                    self._dispatch(registration, select.EPOLLIN)
+        visited = set()
+        for registration in list(self._revisit):
+            if self._revisit.pop(registration, self) is None and self._table.get(registration.fd) is registration:
+                visited.add(registration)
+                self._dispatch(registration, select.EPOLLIN)
+        return visited
 
-    def _dispatch(self, registration: Registration, mask: int) -> None:
+    def _dispatch(self, registration: Registration, mask: int) -> bool:
+        """Call the handlers that `mask` is for; return whether an object of ours has more waiting."""
         target = registration.target
         if mask & _FAULT:
-            # Whoever watches for something meets the fault in that handler; who watches for nothing, in both.
+            # An error or hang-up calls the handlers this registration watches for, or both if it watches for neither.
             mask |= registration.flags & (READ | WRITE) or READ | WRITE
+        more: object = False
         try:
             if mask & READABLE and registration.reads:
-                target.handle_read()
+                more = target.handle_read()
             if mask & WRITE and registration.writes and self._table.get(registration.fd) is registration:
                 target.handle_write()
         except Exception as error:
             self._failed(registration, error)
+        return more is True and registration.ours
 
     def _failed(self, registration: Registration, error: Exception) -> None:
         """Give what a handler raised to the object, or raise it."""

@@ -53,11 +53,13 @@ def report(to: object, error: Exception) -> None:
 class Registration:
     """One row of the table: this object, under this descriptor, with this interest."""
 
-    __slots__ = ("fd", "flags", "reads", "target", "writes")
+    __slots__ = ("fd", "flags", "ours", "reads", "target", "writes")
 
     def __init__(self, fd: int, target: Any, flags: int) -> None:
         self.fd = fd
         self.target = target
+        # Whether what handle_read returns tells that more is waiting. Other objects may return what they like.
+        self.ours = isinstance(target, Member)
         self.flags = flags
         self.reads = hasattr(target, "handle_read")
         self.writes = hasattr(target, "handle_write")

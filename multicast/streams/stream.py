@@ -296,25 +296,30 @@ class Stream(Dispatcher):
 
     # Reading.
 
-    def handle_read(self) -> None:
-        """Read once and deliver the messages that are complete; called by the poller."""
+    def handle_read(self) -> bool | None:
+        """Read once and deliver the messages that are complete; return whether more may be waiting.
+
+        Called by the poller.
+        """
         socket = self.socket
+        more = False
         if socket is None or self._stream_opening:
-            return
+            return False
         if self._stream_held or (self._stream_incoming != _OPEN and not self._stream_pending):
             # Nothing is read now: a fault brings us here, or somebody else's call.
             fault = _error_of(socket)
             if fault is not None:
                 self._stream_break(fault)
-            return
+            return False
         if not self._stream_pending:
             try:
                 data = socket.recv(_READ_AT_ONCE)
             except BlockingIOError:
-                return
+                return False
             except OSError as error:
                 self._stream_shut(self._stream_failure or self._stream_explained(error))
-                return
+                return False
+            more = len(data) == _READ_AT_ONCE
             self.framer.feed(data)
             if not data:
                 self._stream_incoming = _ENDED
@@ -330,6 +335,7 @@ class Stream(Dispatcher):
                 self._stream_watch()
                 if self._stream_pending and not self._stream_held:
                     self.poller.revisit(self)
+        return more
 
     def _stream_deliver(self) -> None:
         while True:
