@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import multicast
+import multicast.senders
 from multicast import discovery, streams
 from multicast.errors import MulticastError
 
@@ -178,6 +179,7 @@ def fill(count: int) -> None:
 
 def present() -> dict[str, Any]:
     """Return what there is now that could be left behind."""
+    multicast.senders.forget_senders()
     gc.collect()
     return {
         "descriptors": len(os.listdir("/proc/self/fd")),

@@ -35,7 +35,7 @@ from .interfaces import Interface
 from .listeners import DatagramListener, Inbox, MulticastListener, Statistics, listen
 from .poller import Dispatcher, HasFileno, Poller, Timer
 from .poller import _defaultPoller as _defaultPoller
-from .senders import Multicaster, SenderStatistics, sendto
+from .senders import Multicaster, Sender, SenderStatistics, sendto
 from .sockets import Group, Scope
 
 __all__ = [
@@ -61,6 +61,7 @@ __all__ = [
     "Poller",
     "RegistrationError",
     "Scope",
+    "Sender",
     "SenderStatistics",
     "Statistics",
     "Timer",

@@ -100,6 +100,10 @@ def usable(present: Iterable[Interface] | None = None) -> list[Interface]:
     ]
 
 
+# The kernel gives the loopback interface of each network namespace this number (include/net/flow.h).
+LOOPBACK_INDEX = 1
+
+
 def resolve(what: str | int | Interface, present: Iterable[Interface] | None = None) -> Interface:
     """Return the interface that `what` means: a name, an index (also as text) or one of its addresses.
 
@@ -135,22 +139,24 @@ def resolve(what: str | int | Interface, present: Iterable[Interface] | None = N
 
 
 class Watch:
-    """Calls a function when something has changed about the interfaces of this host or their addresses.
+    """Calls a function when the interfaces of this host or their addresses change, with `routes` the routes as well.
 
     It has `fileno()` and `handle_read()`, so any poller can drive it. What the kernel sends (rtnetlink(7)) is only
     taken as the signal to look again: it may be incomplete, and what counts is what is there then.
     """
 
-    # RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR in linux/rtnetlink.h
+    # RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR; RTMGRP_IPV4_ROUTE, RTMGRP_IPV4_RULE, RTMGRP_IPV6_ROUTE in
+    # linux/rtnetlink.h
     _GROUPS = 0x1 | 0x10 | 0x100
+    _ROUTES = 0x40 | 0x80 | 0x400
 
-    def __init__(self, changed: Callable[[], object]) -> None:
+    def __init__(self, changed: Callable[[], object], *, routes: bool = False) -> None:
         self._changed = changed
         self._socket = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
         )
         try:
-            self._socket.bind((0, self._GROUPS))
+            self._socket.bind((0, self._GROUPS | (self._ROUTES if routes else 0)))
         except BaseException:
             self._socket.close()
             raise

@@ -138,13 +138,15 @@ def _memberships() -> Counter[str]:
 
 
 def _registrations() -> Counter[str]:
-    """Return what is registered on the default poller, and have it free its own descriptors."""
+    """Return what is registered on the default poller; have it, and `sendto`, close the descriptors they keep."""
     try:
         from multicast.poller import _defaultPoller
+        from multicast.senders import forget_senders
     except ImportError:  # a broken package makes its tests fail, not this
         return Counter()
     found = Counter(f"registration of {target!r} on the default poller" for target in _defaultPoller)
     _defaultPoller.close()
+    forget_senders()
     return found
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import multicast
 from multicast.discovery import Requester, Responder
+from multicast.senders import forget_senders
 
 GROUP = "239.90.2.1"
 
@@ -55,6 +56,7 @@ def scenario(port: int) -> None:
 
 
 def left_behind() -> list[str]:
+    forget_senders()
     found = []
     for number in os.listdir("/proc/self/fd"):
         try:

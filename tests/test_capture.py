@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from programs import Running, events, wait_for
 from programs import multicast as command
 
-import multicast.senders
+import multicast.senders.multicaster
 from multicast import ArgumentError, CaptureError, InterfaceError, Multicaster, Poller, capture, sendto, testing
 from multicast.batch import Address
 from multicast.capture import Packet, Recorder, Replayer, runs
@@ -784,7 +784,7 @@ def test_a_fault_is_told_with_its_offset(name: str, path: Path, monkeypatch: pyt
         payloads(path)
     # and nothing is opened, let alone sent
     monkeypatch.setattr(
-        multicast.senders, "open_sender", lambda *arguments, **options: pytest.fail("a socket was opened")
+        multicast.senders.multicaster, "open_sender", lambda *arguments, **options: pytest.fail("a socket was opened")
     )
     with pytest.raises(CaptureError, match=f"offset {offset}:"):
         Replayer(path, to="239.9.9.9")

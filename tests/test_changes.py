@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import helpers
 import netns
 import pytest
 from helpers import Clock
@@ -314,10 +315,51 @@ def test_a_sender_that_had_to_stay_on_lo_leaves_it_when_a_route_comes(
 
 
 def test_a_system_without_netlink_can_listen_all_the_same(poller: Poller, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(self: object, changed: object) -> None:
+    def refused(self: object, changed: object, **options: object) -> None:
         raise PermissionError(errno.EPERM, "no netlink here")
 
     monkeypatch.setattr("multicast.interfaces.Watch.__init__", refused)
     with Collector(interface="lo", poller=poller) as listener:
         multicast.sendto("heard", GROUP, PORT, interface="lo")
         poll_until(poller, lambda: listener.got)
+
+
+# -- sendto, which keeps sockets --------------------------------------------------------------------------------------
+
+
+@pytest.mark.needs_namespaces
+def test_sendto_follows_the_routes_although_it_keeps_its_socket(lab: netns.Lab) -> None:
+    host, first, second = lab.host("host"), lab.host("first"), lab.host("second")
+    lab.link(host, "va", first, "vb", net=1)
+    lab.link(host, "vc", second, "vd", net=2)
+    listeners = {}
+    with Poller() as poller:
+        for name, other in (("first", first), ("second", second)):
+            with other.inside():
+                listeners[name] = helpers.Keeper(ip=GROUP, port=PORT, poller=poller)
+        with host.inside():
+            for device in ("va", "vc", "va"):
+                host.run(["ip", "route", "replace", "224.0.0.0/4", "dev", device])
+                multicast.sendto(device, GROUP, PORT)
+                multicast.sendto(device, GROUP, PORT)
+        poll_until(poller, lambda: sum(len(one.packets) for one in listeners.values()) >= 6)
+        heard = {name: one.packets for name, one in listeners.items()}
+        for name, other in (("first", first), ("second", second)):
+            with other.inside():
+                listeners[name].close()
+    assert heard == {"first": [b"va"] * 4, "second": [b"vc"] * 2}
+
+
+@pytest.mark.needs_namespaces
+def test_sendto_sends_from_the_namespace_its_thread_is_in(hosts: tuple[netns.Host, netns.Host]) -> None:
+    a, b = hosts
+    with Poller() as poller:
+        with b.inside():
+            listener = helpers.Keeper(ip=GROUP, port=PORT, details=True, poller=poller)
+        for host in (a, b, a, b):
+            with host.inside():
+                multicast.sendto(host.name, GROUP, PORT)
+        poll_until(poller, lambda: len(listener.packets) >= 4)
+        with b.inside():
+            listener.close()
+    assert [addr.host for addr in listener.addrs] == ["10.99.0.1", "10.99.0.2"] * 2

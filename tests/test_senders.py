@@ -8,6 +8,9 @@ import gc
 import os
 import select
 import socket
+import subprocess
+import sys
+import threading
 import time
 import weakref
 from collections.abc import Iterator
@@ -25,8 +28,10 @@ from multicast import (
     PacketSizeError,
     PacketTypeError,
     Poller,
+    Sender,
     sendto,
 )
+from multicast.senders import forget_senders
 from multicast.sockets import DEFAULT_IP, Group, open_receiver, receiving
 
 # These tests keep to this host, so that they may run where there is no private network namespace.
@@ -90,7 +95,7 @@ def one_two() -> Iterator[str]:
         ([], []),
         (iter(()), []),
     ],
-    ids=lambda value: str(value)[:30],
+    ids=lambda value: helpers.name(value)[:30],
 )
 def test_sendto_sends_one_packet_or_those_of_an_iterable(
     ear: Ear, free_port: int, packets: Any, sent: list[bytes]
@@ -130,10 +135,149 @@ def test_sendto_works_in_a_handler(poller: Poller, ear: Ear, free_port: int) -> 
     pair.close()
 
 
-def test_sendto_needs_no_poller_and_leaves_nothing_open(ear: Ear, free_port: int) -> None:
+def test_sendto_needs_no_poller_and_keeps_sockets_only_for_its_next_call(ear: Ear, free_port: int) -> None:
     before = descriptors()
     sendto("x", port=free_port, ttl=0)
+    forget_senders()
     assert descriptors() == before
+
+
+@pytest.mark.parametrize("options", [{}, {"interface": "lo"}, {"source_ip": "127.0.0.1"}], ids=helpers.name)
+def test_sendto_takes_the_socket_of_its_last_call(ear: Ear, free_port: int, options: dict[str, Any]) -> None:
+    for number in range(5):
+        assert sendto(str(number), port=free_port, ttl=0, **options) == 1
+    assert ear.heard() == [b"0", b"1", b"2", b"3", b"4"]
+    assert len({addr[1] for addr in ear.addrs}) == 1
+
+
+def test_each_way_to_send_has_its_socket(ear: Ear, free_port: int) -> None:
+    for options in ({}, {"interface": "lo"}, {"loopback": True, "offload": False}, {"source_ip": "127.0.0.1"}):
+        sendto("x", port=free_port, ttl=0, **options)
+    ear.heard()
+    assert len({addr[1] for addr in ear.addrs}) == 4
+
+
+def test_sendto_keeps_few_sockets(free_port: int) -> None:
+    before = len(descriptors())
+    for number in range(50):
+        sendto("x", f"239.1.2.{number}", free_port, ttl=0)
+    assert len(descriptors()) - before == 9  # eight senders, and one that looks for changes
+
+
+def test_sockets_that_were_not_used_for_a_second_are_closed_by_the_next_call(
+    free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = helpers.Clock()
+    monkeypatch.setattr("multicast.senders.sender.monotonic", clock)
+    before = len(descriptors())
+    for number in range(5):
+        sendto("x", f"239.1.2.{number}", free_port, ttl=0)
+    clock.advance(1.1)
+    sendto("x", "239.1.2.9", free_port, ttl=0)
+    assert len(descriptors()) - before == 2
+
+
+def test_a_port_that_was_asked_for_is_free_after_the_call(ear: Ear, free_port: int) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    sendto("x", port=free_port, ttl=0, source_port=port)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("127.0.0.1", port))
+
+
+def test_arguments_are_checked_although_equal_ones_were_taken(free_port: int) -> None:
+    sendto("x", port=free_port, ttl=1, interface="lo")
+    wrong: list[dict[str, Any]] = [{"ttl": 1.0, "port": free_port}, {"port": float(free_port)}]
+    for options in wrong:
+        with pytest.raises(ArgumentError):
+            sendto("x", interface="lo", **options)
+    with pytest.raises(PacketSizeError):
+        sendto(bytes(70_000), port=free_port, ttl=1, interface="lo")
+    with pytest.raises(PacketTypeError):
+        sendto([5], port=free_port, ttl=1, interface="lo")  # type: ignore[list-item]
+
+
+def test_an_iterable_may_call_sendto_with_the_same_arguments(ear: Ear, free_port: int) -> None:
+    def packets() -> Iterator[str]:
+        for number in range(3):
+            sendto(f"inner {number}", port=free_port, ttl=0)
+            yield f"outer {number}"
+
+    sendto("before", port=free_port, ttl=0)
+    assert sendto(packets(), port=free_port, ttl=0) == 3
+    assert sorted(ear.heard()) == sorted(
+        [b"before", *(f"{which} {number}".encode() for which in ("inner", "outer") for number in range(3))]
+    )
+
+
+def test_threads_have_sockets_that_end_with_them(ear: Ear, free_port: int) -> None:
+    sendto("x", port=free_port, ttl=0)
+    before = descriptors()
+    thread = threading.Thread(target=lambda: [sendto("y", port=free_port, ttl=0) for _ in range(100)])
+    thread.start()
+    thread.join()
+    gc.collect()
+    assert ear.heard() == [b"x"] + [b"y"] * 100
+    assert len({addr[1] for addr in ear.addrs}) == 2
+    assert descriptors() == before
+
+
+def test_a_forked_child_opens_sockets_of_its_own(ear: Ear, free_port: int) -> None:
+    sendto("parent", port=free_port, ttl=0)
+    assert helpers.in_child(lambda: sendto("child", port=free_port, ttl=0)) == "1"
+    sendto("parent", port=free_port, ttl=0)
+    assert ear.heard() == [b"parent", b"child", b"parent"]
+    ports = [addr[1] for addr in ear.addrs]
+    assert ports[0] == ports[2] != ports[1]
+
+
+def test_a_program_that_ends_after_sending_says_nothing(free_port: int) -> None:
+    code = "import multicast; multicast.sendto('x', port=int(__import__('sys').argv[1]), ttl=0)"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, str(free_port)], capture_output=True, text=True, timeout=20
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# -- Sender ---------------------------------------------------------------------------------------------------
+
+
+def test_a_sender_sends_one_packet_or_those_of_an_iterable(ear: Ear, free_port: int) -> None:
+    with Sender(port=free_port, ttl=0) as sender:
+        assert sender.send("one") == 1
+        assert sender.send(b"") == 1
+        assert sender.send(["two", bytearray(b"three")]) == 2
+        assert sender.send(str(number) for number in range(3)) == 3
+        assert sender.send([]) == 0
+        assert not sender.closed
+    assert sender.closed
+    assert ear.heard() == [b"one", b"", b"two", b"three", b"0", b"1", b"2"]
+    assert len({addr[1] for addr in ear.addrs}) == 1
+
+
+def test_a_closed_sender_says_what_to_do(free_port: int) -> None:
+    sender = Sender(port=free_port, ttl=0)
+    sender.close()
+    sender.close()
+    for packets in ("x", ["x"]):
+        with pytest.raises(OSError, match="make another one"):
+            sender.send(packets)
+    assert repr(sender) == f"<Sender to 224.0.42.42:{free_port}, closed>"
+
+
+def test_a_sender_waits_for_room(free_port: int) -> None:
+    # A host of its own would be needed to fill the queue of an interface; the buffer of the socket is enough here.
+    with Sender(port=free_port, ttl=0) as sender:
+        assert sender._socket is not None
+        sender._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
+        assert sender.send([bytes(4000)] * 200) == 200
+
+
+@pytest.mark.parametrize("packet", [bytes(70_000), 5, None, [b"x", 5]], ids=helpers.name)
+def test_a_sender_refuses_what_is_no_packet(free_port: int, packet: Any) -> None:
+    with Sender(port=free_port, ttl=0) as sender, pytest.raises((PacketSizeError, PacketTypeError)):
+        sender.send(packet)
 
 
 @pytest.mark.parametrize("ip", ["127.0.0.1", "::1"])
@@ -194,7 +338,7 @@ def test_what_does_not_fit_a_datagram_is_refused_with_the_limit(free_port: int, 
     assert sendto(bytes(longest), ip, free_port, 0, interface=None if ip == "127.0.0.1" else "lo") == 1
 
 
-@pytest.mark.parametrize("arguments, error, words", BAD_SENDERS, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize("arguments, error, words", BAD_SENDERS, ids=lambda value: helpers.name(value)[:40])
 def test_bad_arguments_are_refused_before_anything_is_opened_or_sent(
     ear: Ear,
     free_port: int,
@@ -232,7 +376,7 @@ def test_bad_arguments_are_refused_before_anything_is_opened_or_sent(
         *(({"rate": value}, "rate must be more than 0 bits") for value in (0, -1, float("nan"), "10m", True)),
         *(({"interval": value}, "interval must be 0 or more seconds") for value in (-1, "1", None)),
     ],
-    ids=str,
+    ids=helpers.name,
 )
 def test_a_bad_pace_is_refused(poller: Poller, arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(ArgumentError, match=words):

@@ -286,13 +286,14 @@ class Sender:
         source_ip: str | None = None,
         source_port: int = 0,
         loopback: bool = True,
+        offload: bool = True,
     ) -> None:
         self._to = destination(ip, port)
         self._wakers: set[Callable[[], object]] = set()  # of the tasks that wait for room
         self._socket, sockaddr = open_sender(
             self._to, ttl, interface=interface, source_ip=source_ip, source_port=source_port, loopback=loopback
         )
-        self._writer = batch.Writer(self._socket, sockaddr, offload=takes_bursts())
+        self._writer = batch.Writer(self._socket, sockaddr, offload=offload and takes_bursts())
 
     async def send(self, packets: str | bytes | Iterable[str | bytes]) -> int:
         """Send one packet or an iterable of packets; return how many, once the kernel has taken all of them.
@@ -343,6 +344,7 @@ async def sendto(
     source_ip: str | None = None,
     source_port: int = 0,
     loopback: bool = True,
+    offload: bool = True,
 ) -> int:
     """Send packets to a group and return how many, as `multicast.sendto` does, letting other tasks run meanwhile."""
     async with Sender(
@@ -353,6 +355,7 @@ async def sendto(
         source_ip=source_ip,
         source_port=source_port,
         loopback=loopback,
+        offload=offload,
     ) as sender:
         return await sender.send(packets)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple, TypeAlias
 
 from multicast.errors import ArgumentError, GroupError, InterfaceError
-from multicast.interfaces import Interface, interfaces, listing, resolve, usable
+from multicast.interfaces import LOOPBACK_INDEX, Interface, interfaces, listing, resolve, usable
 
 from .groups import Endpoint, Group, check_ttl, parse_address, plain
 
@@ -157,7 +157,7 @@ def sending(to: Endpoint, ttl: int, interface: WhichInterface | None, source_ip:
         source = plain(address)
         if address.version != to.ip.version:
             raise GroupError(f"source_ip {source} and {to.address} are not of one family")
-    chosen = resolve(interface) if interface is not None else None
+    chosen = (_by_name(interface) or resolve(interface)) if interface is not None else None
     if chosen is not None and not source and str(interface) in chosen.addresses:
         source_of_name = str(interface)
         if (":" in source_of_name) == (":" in to.address):
@@ -192,13 +192,23 @@ def sending(to: Endpoint, ttl: int, interface: WhichInterface | None, source_ip:
     return Way()
 
 
+def _by_name(name: WhichInterface) -> Interface | None:
+    """Return the interface with this name, without its addresses; None where `name` is something else.
+
+    Listing all interfaces takes twenty times as long.
+    """
+    if not isinstance(name, str):
+        return None
+    try:
+        index = socket.if_nametoindex(name)
+    except (OSError, ValueError):
+        return None
+    return Interface(index, name, loopback=index == LOOPBACK_INDEX)
+
+
 def _by_loopback(to: Endpoint, source: str) -> Way:
     # Left alone, the kernel finds no IPv4 address there that is good for groups, and sends from 0.0.0.0.
-    return Way(_loopback(), source or ("127.0.0.1" if to.family == socket.AF_INET else ""))
-
-
-def _loopback() -> int:
-    return next((one.index for one in interfaces() if one.loopback), 1)
+    return Way(LOOPBACK_INDEX, source or ("127.0.0.1" if to.family == socket.AF_INET else ""))
 
 
 def routed(to: Endpoint, index: int = 0) -> bool:

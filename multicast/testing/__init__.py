@@ -36,6 +36,7 @@ from multicast import batch, interfaces
 from multicast.errors import ArgumentError, check_amount
 from multicast.poller import Dispatcher, Poller, polling
 from multicast.poller.timers import Schedule
+from multicast.senders import forget_senders, sender
 from multicast.sockets import choosing, datagrams
 
 from .memory import Datagram, Reader, Socket, Traffic, Wires, Writer
@@ -258,11 +259,16 @@ class Network:
         self._replace(choosing, "routed", lambda *_: True)
         self._everywhere(interfaces.interfaces, self._wires.interfaces)
 
-        def idle(watch: Any, changed: Callable[[], object]) -> None:
+        self._replace(choosing, "_by_name", lambda _: None)
+
+        def idle(watch: Any, changed: Callable[[], object], *, routes: bool = False) -> None:
             watch._changed = changed
             watch._socket = self._wires.open(socket.AF_INET)
 
         self._replace(interfaces.Watch, "__init__", idle)
+        # No sender of `sendto` outlives the network, or comes into it.
+        forget_senders()
+        self._replace(sender._Recent, "_look", lambda _: False)
 
         reader, writer, receive, send = batch.Reader, batch.Writer, batch.receive, batch.send
 

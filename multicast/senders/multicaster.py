@@ -1,4 +1,4 @@
-"""Sending to groups: `sendto` at once, `Multicaster` from an iterable, whenever the poller finds the socket writable.
+"""`Multicaster`: sends the packets of an iterable whenever the poller finds its socket writable.
 
 A packet that was taken from an iterable is sent, tried again, or reported; it is never dropped in silence:
 
@@ -17,20 +17,16 @@ import math
 import select
 import time
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from . import batch
-from .batch import Packet
-from .errors import RegistrationError, check_amount
-from .interfaces import Interface, resolve
-from .poller import Dispatcher, Poller, Timer, report
-from .sockets import (
+from multicast import batch
+from multicast.errors import RegistrationError, check_amount
+from multicast.interfaces import Interface, resolve
+from multicast.poller import Dispatcher, Poller, Timer, report
+from multicast.sockets import (
     DEFAULT_IP,
     DEFAULT_PORT,
-    Endpoint,
-    Group,
     WhichInterface,
     not_sent,
     open_sender,
@@ -39,7 +35,7 @@ from .sockets import (
     takes_bursts,
 )
 
-__all__ = ["Multicaster", "SenderStatistics", "sendto"]
+from .transmission import FULL_FIRST, SLOW, destination
 
 _log = logging.getLogger("multicast")
 
@@ -47,151 +43,13 @@ _log = logging.getLogger("multicast")
 _TRANSIENT = frozenset(
     {errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH, errno.ENODEV, errno.ENXIO, errno.EADDRNOTAVAIL}
 )
-# A full transmit queue drains within milliseconds; waiting longer than this for room means it does not drain at all.
-_FULL_FIRST, _FULL_LAST, _FULL_ENOUGH = 0.001, 0.01, 10.0
 _GONE_PAUSE = 0.5
 # How often a sender whose packets stay on this host for want of a route looks whether there is one now.
 _ROUTE_PAUSE = 1.0
 # Below this a timer costs more than the packets it spaces; faster paces send a few packets at each tick.
 _TICK = 0.0005
-# How many packets are taken from a list at once.
-_LARGE = 1024
 # How far a paced sender may fall behind and still catch up, so that the mean rate holds.
 _LAG = 0.5
-# An iterable that takes longer than this for its packets is a slow one, whose packets shall not wait for the next.
-_SLOW = 0.001
-
-
-def destination(ip: str, port: int) -> Endpoint:
-    """Return the group or the single host at `ip`. Raises `GroupError` and `ArgumentError`."""
-    endpoint = Endpoint(ip, port)
-    return Group.of(ip, port) if endpoint.is_multicast else endpoint
-
-
-def as_packets(packets: object) -> Iterator[object]:
-    """One packet, or an iterable of them: text and buffers are *one* packet."""
-    if isinstance(packets, (str, bytes)):
-        return iter((packets,))
-    try:
-        memoryview(packets)  # type: ignore[arg-type]
-    except TypeError:
-        if isinstance(packets, Iterable):
-            return iter(packets)
-        batch.encode(packets)  # says what is wrong with it
-    return iter((packets,))
-
-
-def sendto(
-    packets: Packet | Iterable[Packet],
-    ip: str = DEFAULT_IP,
-    port: int = DEFAULT_PORT,
-    ttl: int = 1,
-    *,
-    interface: WhichInterface | None = None,
-    source_ip: str | None = None,
-    source_port: int = 0,
-    loopback: bool = True,
-    offload: bool = True,
-) -> int:
-    """Send packets to the multicast group at `ip` on `port`; return how many were handed to the kernel.
-
-    `packets` is one packet, bytes-like or text (sent as UTF-8), or an iterable of packets. They are sent now, before
-    the function returns; no other object's handler runs meanwhile. `ttl` says how far packets to a group go: 0 same
-    host, 1 same subnet, 32 same site, 64 same region, 128 same continent, 255 unrestricted.
-
-    `interface` (name, index or address) is the wire they leave by, `source_ip` the address they come from, together
-    with its interface, `source_port` the port they come from. With `loopback` False listeners on this host do not
-    hear them. `ip` may also be the address of a single host. Runs of packets of one size are handed to the kernel as
-    bursts (UDP_SEGMENT), which is many times faster and on the wire the same; with `offload` False each goes alone.
-
-    Raises `GroupError`, `ArgumentError`, `InterfaceError`, `PacketTypeError`, `PacketSizeError` and `OSError`, each
-    with words that say what to do.
-
-    >>> sendto(["one", b"two"], ttl=0)
-    2
-    """
-    to = destination(ip, port)
-    source = as_packets(packets)
-    # The first is looked at before a socket is opened: most mistakes are in all packets alike.
-    first = [batch.encode(packet, to.longest) for packet in islice(source, 1)]
-    opened, sockaddr = open_sender(
-        to, ttl, interface=interface, source_ip=source_ip, source_port=source_port, loopback=loopback
-    )
-    with opened:
-        single = isinstance(packets, (str, bytes))
-        writer = batch.Writer(opened, sockaddr, offload=offload and not single and takes_bursts())
-        # What is all there already can go in large pieces.
-        chunk = _LARGE if isinstance(packets, (list, tuple)) else None
-        transmission = Transmission(writer, to, chain(first, source), chunk)
-        for pause in transmission:
-            if pause is None:
-                waiting = select.poll()
-                waiting.register(opened, select.POLLOUT)
-                waiting.poll()
-            elif pause:
-                time.sleep(pause)
-    return transmission.sent
-
-
-class Transmission:
-    """Packets on their way to the kernel, all of them and in order, whoever does the waiting.
-
-    Iterating sends; what it yields is what to wait for before going on: None until the socket is writable, a number
-    of seconds to pause, 0 where others may have their turn. `sent` counts the packets taken by the kernel. Raises
-    what `sendto` raises.
-    """
-
-    def __init__(
-        self, writer: batch.Writer, to: Endpoint, packets: Iterable[object], chunk: int | None = None
-    ) -> None:
-        self._chunk = chunk  # how many packets to take at once; None: as many as the iterable has without delay
-        self._socket_writer = writer
-        self._to = to
-        self._packet_iterator = iter(packets)
-        #: How many packets the kernel has taken.
-        self.sent = 0
-
-    def __iter__(self) -> Iterator[float | None]:
-        failure: Exception | None = None
-        size = self._chunk or 0
-        while failure is None:
-            chunk: list[bytes] = []
-            began = time.perf_counter()
-            try:
-                batch.take(self._packet_iterator, chunk, size or 1, self._to.longest)
-            except Exception as error:
-                failure = error  # raised when what came before it is sent
-            if self._chunk is None:
-                size = 0 if time.perf_counter() - began > _SLOW else min(2 * size or 1, batch.LIMIT)
-            if not chunk:
-                break
-            yield from self._send_taken(chunk)
-            yield 0
-        if failure is not None:
-            raise failure
-
-    def _send_taken(self, packets: list[bytes]) -> Iterator[float | None]:
-        done = 0
-        full_since: float | None = None
-        pause = _FULL_FIRST
-        while done < len(packets):
-            try:
-                count = batch.send(self._socket_writer, packets, done)
-            except BlockingIOError:
-                yield None
-            except OSError as error:
-                now = time.monotonic()
-                full_since = now if full_since is None else full_since
-                if error.errno != errno.ENOBUFS or now - full_since > _FULL_ENOUGH:
-                    if self.sent:
-                        error.add_note(f"{self.sent} packets were sent before.")
-                    raise not_sent(error, self._to.address) from None
-                yield pause
-                pause = min(2 * pause, _FULL_LAST)
-            else:
-                done += count
-                self.sent += count
-                full_since, pause = None, _FULL_FIRST
 
 
 class SenderStatistics(NamedTuple):
@@ -358,7 +216,7 @@ class Multicaster(Dispatcher):
                 self._taken_packets.append(data)
                 if paced:
                     self._next_due += self.interval + (8 * len(data) / self.rate if self.rate else 0)
-                if time.perf_counter() - began > _SLOW:
+                if time.perf_counter() - began > SLOW:
                     self._batch_size = 1
                     break
             else:
@@ -381,7 +239,7 @@ class Multicaster(Dispatcher):
         except OSError as error:
             if error.errno == errno.ENOBUFS:
                 self._times_full += 1
-                self._rest_till(self.poller.time() + _FULL_FIRST)
+                self._rest_till(self.poller.time() + FULL_FIRST)
                 return False
             if error.errno in _TRANSIENT:
                 return self._wait_for_network(error)
