@@ -1,4 +1,5 @@
 # make test     run everything that is checked, on every Python here from 3.11 on
+# make quick    run the tests on the newest Python here, and check style and types
 # make demo     see the library work, without a network
 # make docs     build the documentation
 # make man      write the manual page, build/multicast.1
@@ -11,12 +12,18 @@
 
 PYTHONS := $(shell tools/interpreters)
 PYTHON ?= $(firstword $(PYTHONS))
+NEWEST := $(shell for python in $(PYTHONS); do :; done; \
+    $$python -c 'import sys; print("py%d%d" % sys.version_info[:2])' 2>/dev/null)
 TOX = .venv/tox/bin/tox run --discover $(PYTHONS)
 
-.PHONY: test demo docs man bench dist fuzz clean python
+.PHONY: test quick demo docs man bench dist fuzz clean python
 
 test: .venv/tox/done
 	$(TOX)
+
+# Style and types are looked at while the tests wait for the network.
+quick: .venv/tox/done
+	.venv/tox/bin/tox run-parallel --parallel 3 --parallel-live --discover $(PYTHONS) -e $(NEWEST),lint,types
 
 docs: .venv/tox/done
 	$(TOX) -e docs

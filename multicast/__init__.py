@@ -73,7 +73,7 @@ __all__ = [
     "unregister",
 ]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def register(fd: HasFileno, flags: int = 0) -> None:

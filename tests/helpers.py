@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -212,7 +213,8 @@ def in_child(run: Callable[[], object]) -> str:
                 said = str(run())
             except BaseException as error:
                 said = repr(error)
-            os.write(outlet, said.encode())
+            with os.fdopen(outlet, "w") as pipe:
+                pipe.write(said)
         finally:
             os._exit(0)
     os.close(outlet)
@@ -225,3 +227,21 @@ def in_child(run: Callable[[], object]) -> str:
 def sources(addrs: Sequence[multicast.Address]) -> list[str]:
     """Return the senders' addresses."""
     return [addr[0] for addr in addrs]
+
+
+def alone(test: Callable[..., None]) -> Callable[..., None]:
+    """Run a test in a forked child, for one that changes the limits of its process: they would hold for pytest too."""
+
+    @functools.wraps(test)
+    def run(*arguments: Any, **fixtures: Any) -> None:
+        def whole() -> str:
+            try:
+                test(*arguments, **fixtures)
+            except BaseException:
+                return traceback.format_exc()
+            return ""
+
+        said = in_child(whole)
+        assert not said, said
+
+    return run

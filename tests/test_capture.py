@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import helpers
 import netns
 import pytest
 from helpers import settle
@@ -444,14 +445,17 @@ def test_an_old_file_stays_until_there_is_something_new(path: Path) -> None:
 @pytest.fixture
 def small_disk() -> Iterator[Callable[[int], None]]:
     """A limit for the size of files, which stands for a full disk: the kernel writes what fits, then refuses."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    tests = os.getpid()
+
+    def limit(size: int) -> None:
+        assert os.getpid() != tests, "the limit would hold for what pytest itself writes"
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+    yield limit
 
 
 @pytest.mark.parametrize("room", range(5000, 5160, 20))
+@helpers.alone
 def test_a_full_disk_leaves_a_whole_file_with_its_statistics(
     path: Path, small_disk: Callable[[int], None], room: int
 ) -> None:
@@ -478,6 +482,7 @@ def test_a_full_disk_leaves_a_whole_file_with_its_statistics(
 
 
 @pytest.mark.parametrize("old", [b"", b"an old recording"])
+@helpers.alone
 def test_a_disk_that_is_full_from_the_start_leaves_no_empty_file(
     path: Path, small_disk: Callable[[int], None], old: bytes
 ) -> None:
@@ -493,6 +498,7 @@ def test_a_disk_that_is_full_from_the_start_leaves_no_empty_file(
     assert "no room to begin the file; 0 packets are in those before it, 1 are not" in caught.value.__notes__[0]
 
 
+@helpers.alone
 def test_what_has_no_room_in_a_file_is_lost_with_all_that_came_with_it(
     tmp_path: Path, small_disk: Callable[[int], None]
 ) -> None:
@@ -1260,6 +1266,7 @@ def test_drops_are_in_the_file_before_it_is_closed(path: Path) -> None:
         recorder.close()
 
 
+@helpers.alone
 def test_a_full_disk_ends_the_recording_with_one_error(
     path: Path, poller: Poller, small_disk: Callable[[int], None]
 ) -> None:
@@ -1276,6 +1283,7 @@ def test_a_full_disk_ends_the_recording_with_one_error(
     assert recorder.file.packets + recorder.file.lost == 200
 
 
+@helpers.alone
 def test_an_error_of_the_disk_goes_to_the_handler_of_a_subclass(
     path: Path, poller: Poller, small_disk: Callable[[int], None]
 ) -> None:

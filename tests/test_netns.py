@@ -133,7 +133,7 @@ def frame(tmp_path: Path) -> Path:
 def run_pytest(frame: Path, tests: str, *wrapper: str) -> str:
     """Run pytest over these tests and return what it prints."""
     (frame / "tests" / "test_it.py").write_text(textwrap.dedent(tests))
-    command = [*wrapper, sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
+    command = [*wrapper, sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:randomly"]
     # With no options but these, whatever the run was given that this one belongs to.
     env = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
     done = subprocess.run(

@@ -19,6 +19,7 @@ from test_kernel_filter import PASS, run
 
 import multicast
 from multicast import ArgumentError, filters
+from multicast.senders import forget_senders
 
 GROUP = "239.7.7.7"
 
@@ -199,6 +200,7 @@ def test_four_processes_share_one_feed(free_port: int, key: filters.ShardKey) ->
             numbers = range(total, total + 250)
             multicast.sendto([struct.pack("!I", number) for number in numbers], GROUP, free_port, interface="lo")
             total += 250
+            forget_senders()  # so that the next ones come from another port
         multicast.sendto("over", "239.7.7.8", free_port, interface="lo")
         found = [json.loads(process.communicate(timeout=30)[0]) for process in processes]
     finally:

@@ -15,7 +15,9 @@ GROUP, PORT = "239.1.2.3", 5000
 
 SEND = """
     import sys, multicast
+    from multicast.senders import forget_senders
     for number in range(20):
+        forget_senders()
         # A new source port each time: the kernel spreads by it, where it spreads.
         multicast.sendto(sys.argv[1], sys.argv[2], 5000, interface=sys.argv[3], source_ip=sys.argv[4] or None)
 """

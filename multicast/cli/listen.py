@@ -219,7 +219,7 @@ def _finish(poller: Poller, printers: Sequence[_Printer]) -> None:
     while time.monotonic() < until:
         poller.poll()
         now = sum(printer.statistics().packets for printer in printers)
-        if now == seen:
+        if now == seen and not any(printer.pending for printer in printers):
             break
         seen = now
 
