@@ -443,7 +443,7 @@ def test_an_old_file_stays_until_there_is_something_new(path: Path) -> None:
 
 
 @pytest.fixture
-def small_disk() -> Iterator[Callable[[int], None]]:
+def small_disk() -> Callable[[int], None]:
     """A limit for the size of files, which stands for a full disk: the kernel writes what fits, then refuses."""
     tests = os.getpid()
 
@@ -451,7 +451,7 @@ def small_disk() -> Iterator[Callable[[int], None]]:
         assert os.getpid() != tests, "the limit would hold for what pytest itself writes"
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
-    yield limit
+    return limit
 
 
 @pytest.mark.parametrize("room", range(5000, 5160, 20))
