@@ -33,7 +33,7 @@ from .errors import (
 )
 from .interfaces import Interface
 from .listeners import DatagramListener, Inbox, MulticastListener, Statistics, listen
-from .poller import Dispatcher, HasFileno, Poller, Timer
+from .poller import Dispatcher, HasFileno, Poller, Repeater, Timer
 from .poller import _defaultPoller as _defaultPoller
 from .senders import Multicaster, Sender, SenderStatistics, sendto
 from .sockets import Group, Scope
@@ -60,6 +60,7 @@ __all__ = [
     "PeerTimeout",
     "Poller",
     "RegistrationError",
+    "Repeater",
     "Scope",
     "Sender",
     "SenderStatistics",

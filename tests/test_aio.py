@@ -107,6 +107,19 @@ def test_listen_yields_packets_and_addresses_in_order(run: Run, free_port: int) 
     assert run(main) == [(text, "127.0.0.1", GROUP) for text in (b"one", b"two", b"three")]
 
 
+def test_listen_can_give_the_newest_packet_of_each_source(run: Run, free_port: int) -> None:
+    async def main() -> tuple[list[bytes], int]:
+        async with aio.listen(GROUP, free_port, latest=True) as packets:
+            with multicast.Sender(GROUP, free_port) as one, multicast.Sender(GROUP, free_port) as two:
+                one.send(["one 1", "one 2"])
+                two.send("two 1")
+                one.send("one 3")
+            got = [(await anext(packets))[0] for _ in range(2)]
+            return got, packets.superseded
+
+    assert run(main) == ([b"one 3", b"two 1"], 2)
+
+
 def test_listen_ends_after_its_limit_and_filters(run: Run, free_port: int) -> None:
     async def main() -> tuple[list[bytes], int]:
         async with aio.listen(GROUP, free_port, filter=rb"\d", limit=2) as packets:

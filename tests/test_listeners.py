@@ -171,7 +171,7 @@ def test_a_handler_that_unregisters_its_listener_still_gets_what_was_read(poller
 def test_a_listener_without_handle_packet_cannot_be_made(free_port: int) -> None:
     before = descriptors()
     with pytest.raises(TypeError, match="handle_packet"):
-        MulticastListener(port=free_port, **ON_LO)  # type: ignore[abstract]
+        MulticastListener(port=free_port, **ON_LO)
     assert descriptors() == before
 
 
@@ -444,6 +444,158 @@ def test_a_millisecond_decides_how_many_packets_a_turn_has(
     before = len(slow.packets)
     poller.poll()
     assert 8 <= len(slow.packets) - before <= 16
+
+
+# -- batches -------------------------------------------------------------------------------------------------
+
+
+class Batches(MulticastListener):
+    """Keeps its batches."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.batches: list[tuple[list[bytes], list[Address]]] = []
+        super().__init__(*args, **options)
+
+    def handle_packets(self, packets: list[bytes], addresses: list[Address]) -> object:
+        self.batches.append((packets, addresses))
+        return packets[-1] == b"last"
+
+    @property
+    def packets(self) -> list[bytes]:
+        return [packet for packets, _ in self.batches for packet in packets]
+
+
+def test_a_batch_listener_is_called_once_for_each_batch(poller: Poller, free_port: int) -> None:
+    poller.budget = AMPLE
+    listener = Batches(port=free_port, rcvbuf=4 << 20, poller=poller, **ON_LO)
+    send(map(str, range(200)), free_port)
+    poller.poll()
+    assert listener.packets == [str(number).encode() for number in range(200)]
+    assert [len(packets) for packets, _ in listener.batches] == [64, 64, 64, 8]
+    assert all(len(packets) == len(addresses) for packets, addresses in listener.batches)
+    assert {addr.host for _, addresses in listener.batches for addr in addresses} == {"127.0.0.1"}
+    assert listener.statistics().delivered == 200
+
+
+def test_a_batch_has_what_passes_the_filter(poller: Poller, free_port: int) -> None:
+    listener = Batches("[0-9]*[02468]$", port=free_port, kernel_filter=False, poller=poller, **ON_LO)
+    send(map(str, range(20)), free_port)
+    poller.poll()
+    assert listener.packets == [str(number).encode() for number in range(0, 20, 2)]
+    assert (listener.statistics().delivered, listener.statistics().filtered) == (10, 10)
+
+
+def test_no_batch_is_empty(poller: Poller, free_port: int) -> None:
+    listener = Batches(lambda packet, addr: False, port=free_port, poller=poller, **ON_LO)
+    send(["one", "two"], free_port)
+    turns(poller)
+    assert listener.batches == []
+    assert listener.statistics().filtered == 2
+
+
+def test_a_true_result_closes_a_batch_listener(poller: Poller, free_port: int) -> None:
+    listener = Batches(port=free_port, poller=poller, **ON_LO)
+    send(["one", "last"], free_port)
+    poller.poll()
+    assert listener.closed
+    assert listener.packets == [b"one", b"last"]
+
+
+def test_a_filter_that_raises_loses_no_other_packet_of_its_batch(poller: Poller, free_port: int) -> None:
+    def accept(packet: bytes, addr: Address) -> bool:
+        if packet == b"2":
+            raise ZeroDivisionError
+        return True
+
+    listener = Batches(accept, port=free_port, poller=poller, **ON_LO)
+    send(map(str, range(5)), free_port)
+    with pytest.raises(ZeroDivisionError):
+        poller.poll()
+    assert listener.batches == []
+    assert listener.statistics().delivered == 1  # the one in the hands of the filter
+    poller.poll()
+    assert listener.packets == [b"0", b"1", b"3", b"4"]
+    listener.close()
+    assert listener.statistics().packets == 5
+
+
+def test_batches_of_slow_handlers_shrink(poller: Poller, free_port: int, turned: helpers.Clock) -> None:
+    class SlowBatches(Batches):
+        def handle_packets(self, packets: list[bytes], addresses: list[Address]) -> object:
+            turned.advance(0.0001 * len(packets))
+            return super().handle_packets(packets, addresses)
+
+    poller.budget = 0
+    listener = SlowBatches(port=free_port, poller=poller, **ON_LO)
+    send(map(str, range(100)), free_port)
+    turns(poller, 3)
+    sizes = [len(packets) for packets, _ in listener.batches]
+    assert sizes[0] == 64
+    assert all(8 <= size <= 11 for size in sizes[1:])
+
+
+def test_a_batch_listener_takes_single_packets_by_hand(poller: Poller, free_port: int) -> None:
+    listener = Batches(port=free_port, poller=poller, **ON_LO)
+    listener.handle_packet(b"x", Address(("127.0.0.1", 1)))
+    assert listener.packets == [b"x"]
+
+
+# -- own packets and new packets -----------------------------------------------------------------------------
+
+
+def test_packets_of_ignored_senders_are_filtered(poller: Poller, free_port: int) -> None:
+    with multicast.Sender(port=free_port, ttl=0) as own, multicast.Sender(port=free_port, ttl=0) as other:
+        listener = Keeper(port=free_port, ignore=[own], poller=poller, **ON_LO)
+        own.send("own")
+        other.send("other")
+        own.send("own again")
+        turns(poller)
+        assert listener.packets == [b"other"]
+        own.send("last")
+    turns(poller)  # the sender is closed, and its last packet comes now
+    assert listener.packets == [b"other"]
+    assert listener.statistics().filtered == 3
+
+
+def test_ignored_senders_go_together_with_a_filter(poller: Poller, free_port: int) -> None:
+    with multicast.Sender(port=free_port, ttl=0, source_ip="127.0.0.1") as own:
+        listener = Keeper("o", port=free_port, ignore=iter([own]), poller=poller, **ON_LO)
+        own.send("own")
+        send(["other", "this"], free_port)
+        turns(poller)
+    assert listener.packets == [b"other"]
+
+
+def test_what_does_not_send_cannot_be_ignored(poller: Poller, free_port: int) -> None:
+    with pytest.raises(ArgumentError, match="ignore takes senders"):
+        Keeper(port=free_port, ignore=["239.1.2.3"], poller=poller, **ON_LO)
+
+
+def test_an_inbox_can_hold_the_newest_packet_of_each_source(poller: Poller, free_port: int) -> None:
+    with multicast.Sender(port=free_port, ttl=0) as one, multicast.Sender(port=free_port, ttl=0) as two:
+        inbox = multicast.Inbox(port=free_port, latest=True, poller=poller, **ON_LO)
+        one.send("one 1")
+        two.send("two 1")
+        one.send("one 2")
+        one.send("one 3")
+        poller.poll()
+        assert len(inbox) == 2
+        assert [next(inbox), next(inbox)] == [b"one 3", b"two 1"]
+        assert inbox.superseded == 2
+        two.send("two 2")
+        assert next(inbox) == b"two 2"
+        assert inbox.addr is not None
+        assert inbox.addr.host == "127.0.0.1"
+
+
+def test_an_inbox_of_the_newest_holds_few_sources_and_never_stops_reading(poller: Poller, free_port: int) -> None:
+    inbox = multicast.Inbox(port=free_port, latest=True, capacity=3, poller=poller, **ON_LO)
+    for number in range(10):
+        with multicast.Sender(port=free_port, ttl=0) as sender:
+            sender.send(str(number))
+    turns(poller)
+    assert [next(inbox) for _ in range(len(inbox))] == [b"7", b"8", b"9"]
+    assert inbox.superseded == 7
 
 
 # -- filters -------------------------------------------------------------------------------------------------

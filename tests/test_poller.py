@@ -79,6 +79,53 @@ class Connection(Dispatcher):
 # -- registering ---------------------------------------------------------------------------------------------
 
 
+def test_a_repeater_calls_without_drift_and_counts_what_it_missed() -> None:
+    clock = Clock()
+    with Poller(clock=clock) as poller:
+        calls: list[float] = []
+        repeater = poller.call_every(0.1, lambda: calls.append(round(clock.now - 1000, 3)))
+        for passed in (0.05, 0.06, 0.1, 0.1, 0.34, 0.07, 0.01):
+            clock.advance(passed)
+            poller.poll()
+        assert calls == [0.11, 0.21, 0.31, 0.65, 0.72]
+        assert repeater.missed == 2  # those of 0.4 and 0.5; that of 0.6 was late
+        assert repeater.active
+        assert repeater.when == pytest.approx(1000.8)
+        repeater.cancel()
+        assert not repeater.active
+        clock.advance(1)
+        poller.poll()
+        assert len(calls) == 5
+
+
+def test_a_repeater_stays_although_its_call_raises_and_may_cancel_itself() -> None:
+    clock = Clock()
+    with Poller(clock=clock) as poller:
+        calls: list[int] = []
+
+        def call(value: int) -> None:
+            calls.append(value)
+            if len(calls) == 1:
+                raise ZeroDivisionError
+            if len(calls) == 3:
+                repeater.cancel()
+
+        repeater = poller.call_every(1, call, 5)
+        clock.advance(1)
+        with pytest.raises(ZeroDivisionError):
+            poller.poll()
+        for _ in range(5):
+            clock.advance(1)
+            poller.poll()
+        assert calls == [5, 5, 5]
+
+
+@pytest.mark.parametrize("interval", [0, -1, float("nan"), "1"])
+def test_a_repeater_needs_an_interval(poller: Poller, interval: Any) -> None:
+    with pytest.raises(ArgumentError):
+        poller.call_every(interval, print)
+
+
 def test_a_plain_object_with_fileno_and_handle_read_is_driven(poller: Poller, pair: Callable[..., Pair]) -> None:
     plain = pair()
     poller.register(plain)

@@ -24,7 +24,7 @@ from multicast.batch import Address
 from multicast.discovery import Reply, Requester, Responder
 from multicast.errors import check_number
 from multicast.filters import Filter, ShardKey
-from multicast.listeners import MulticastListener, Statistics
+from multicast.listeners import HasAddress, MulticastListener, Newest, Statistics
 from multicast.poller import Poller
 from multicast.senders import Transmission, as_packets, destination
 from multicast.sockets import DEFAULT_IP, DEFAULT_PORT, WhichInterface, WhichInterfaces, open_sender, takes_bursts
@@ -120,11 +120,15 @@ class _Awaited:
             self.poller.close()
 
 
-class _Receiving(MulticastListener):
-    """A listener that keeps one batch for whoever awaits it."""
+# Of how many sources `latest` keeps the newest packet.
+_SOURCES = 1024
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        self.waiting: deque[tuple[bytes, Address]] = deque()
+
+class _Receiving(MulticastListener):
+    """A listener that keeps what it read for the task that awaits it."""
+
+    def __init__(self, *args: Any, latest: bool, **options: Any) -> None:
+        self.waiting: deque[tuple[bytes, Address]] | Newest = Newest(_SOURCES) if latest else deque()
         super().__init__(*args, **options)
 
     def handle_packet(self, packet: bytes, addr: Address) -> object:
@@ -189,6 +193,12 @@ class Packets:
             raise RuntimeError("enter the context first: async with aio.listen(...) as packets")
         return self._listener.statistics()
 
+    @property
+    def superseded(self) -> int:
+        """How many packets a newer one of their source has replaced, with `latest`; 0 without."""
+        waiting = None if self._listener is None else self._listener.waiting
+        return waiting.superseded if isinstance(waiting, Newest) else 0
+
 
 @overload
 def listen(
@@ -205,6 +215,7 @@ def listen(
     details: bool = False,
     kernel_filter: bool = True,
     offload: bool = False,
+    latest: bool = False,
 ) -> Packets: ...
 
 
@@ -223,6 +234,7 @@ def listen(
     details: bool = False,
     kernel_filter: bool = True,
     offload: bool = False,
+    latest: bool = False,
 ) -> Packets: ...
 
 
@@ -240,6 +252,7 @@ def listen(
     details: bool = False,
     kernel_filter: bool = True,
     offload: bool = False,
+    latest: bool = False,
 ) -> Packets:
     """Return the packets of a group, as an async context manager to iterate over.
 
@@ -251,9 +264,9 @@ def listen(
 
     Ends after `limit` packets where that is given; raises `ArgumentError` where that is less than 1. The other
     arguments are those of `MulticastListener`, and so are the errors, which are raised on entering; `sources` and
-    `exclude` cannot be combined. Leaving the context, also by cancellation, leaves the group at once. While nobody
-    asks for the next packet, packets stay in the kernel's buffer (`rcvbuf`); what has no room there is counted in
-    `statistics().dropped`.
+    `exclude` cannot be combined. With `latest` it gives the newest packet of each source, as `Inbox` does. Leaving the
+    context, also by cancellation, leaves the group at once. While nobody asks for the next packet, packets stay in the
+    kernel's buffer (`rcvbuf`); what has no room there is counted in `statistics().dropped`.
     """
     if limit is not None:
         check_number("limit", limit, of="packets")
@@ -265,6 +278,7 @@ def listen(
         "details": details,
         "kernel_filter": kernel_filter,
         "offload": offload,
+        "latest": latest,
     }
     return Packets(limit, (filter, ip, port, mtu), options)
 
@@ -498,6 +512,7 @@ class _ResponderOptions(TypedDict, total=False):
     offload: bool
     shard: tuple[int, int] | None
     shard_key: ShardKey
+    ignore: Iterable[HasAddress]
     silence: float | None
     per_source: float
     total: float
@@ -548,8 +563,8 @@ async def responder(
     `await handler(packet, addr)` returns the reply to a request, or None for no reply. At most `concurrent` handlers
     run at the same time; further requests wait in the kernel's buffer. What a handler raises is raised in the task
     inside the context. The keywords `filter`, `interface`, `sources` or `exclude`, `rcvbuf`, `kernel_filter`,
-    `offload`, `shard`, `shard_key`, `per_source`, `total`, `longest` and `ttl`, the limits and the errors are those of
-    `multicast.discovery.Responder`::
+    `offload`, `shard`, `shard_key`, `ignore`, `per_source`, `total`, `longest` and `ttl`, the limits and the errors are
+    those of `multicast.discovery.Responder`::
 
         async def answer(packet, addr):
             return await look_up(packet)

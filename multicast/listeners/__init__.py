@@ -6,7 +6,7 @@ The way of a packet: `Poller.poll` -> `handle_read` -> `batch.receive` -> the fi
 from __future__ import annotations
 
 from .datagrams import DatagramListener, Statistics
-from .inbox import Inbox, listen
-from .membership import MulticastListener
+from .inbox import Inbox, Newest, listen
+from .membership import HasAddress, MulticastListener
 
-__all__ = ["DatagramListener", "Inbox", "MulticastListener", "Statistics", "listen"]
+__all__ = ["DatagramListener", "HasAddress", "Inbox", "MulticastListener", "Newest", "Statistics", "listen"]

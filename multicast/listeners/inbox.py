@@ -14,7 +14,7 @@ from multicast.filters import Filter
 from multicast.poller import Poller
 from multicast.sockets import DEFAULT_IP, DEFAULT_PORT, WhichInterfaces
 
-from .membership import MulticastListener
+from .membership import HasAddress, MulticastListener
 
 if TYPE_CHECKING:
     from typing import TypedDict, Unpack
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         shard_key: filters.ShardKey
         offload: bool
         silence: float | None
+        ignore: Iterable[HasAddress]
         poller: Poller | None
 
     class ListenOptions(Options, total=False):
@@ -42,12 +43,46 @@ if TYPE_CHECKING:
 _Result = TypeVar("_Result")
 
 
+class Newest:
+    """The newest packet of each source, in the order in which the sources were heard first; used like a deque.
+
+    A packet replaces the one of its source that still waits. Of more than `capacity` sources, those that wait longest
+    make room.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._packets: dict[Address, tuple[bytes, Address]] = {}
+        #: How many packets were replaced, or made room, before they were taken.
+        self.superseded = 0
+
+    def append(self, pair: tuple[bytes, Address]) -> None:
+        """Keep a packet and where it came from."""
+        packets = self._packets
+        if pair[1] in packets:
+            self.superseded += 1
+        elif len(packets) >= self._capacity:
+            del packets[next(iter(packets))]
+            self.superseded += 1
+        packets[pair[1]] = pair
+
+    def popleft(self) -> tuple[bytes, Address]:
+        """Return the packet of the source that waits longest."""
+        return self._packets.pop(next(iter(self._packets)))
+
+    def __len__(self) -> int:
+        return len(self._packets)
+
+
 class Inbox(MulticastListener):
     """A listener to iterate over: `next` returns one packet after the other.
 
     On an empty inbox `next` polls until a packet comes; `addr` is then where the packet came from. Iteration ends
     when `limit` packets were taken, or when the inbox is closed and empty. It holds up to `capacity` packets; more
     stay in the kernel's buffer until there is room again.
+
+    With `latest` it holds the newest packet of each source, of `capacity` sources at the most, and counts in
+    `superseded` those that a newer one replaced before they were taken.
 
     The other arguments are those of `MulticastListener`.
     """
@@ -61,6 +96,7 @@ class Inbox(MulticastListener):
         *,
         limit: int | None = None,
         capacity: int = 1024,
+        latest: bool = False,
         **options: Unpack[Options],
     ) -> None:
         if limit is not None:
@@ -71,7 +107,7 @@ class Inbox(MulticastListener):
         self.addr: Address | None = None
         self._inbox_limit = limit
         self._inbox_capacity = capacity
-        self._inbox_waiting: deque[tuple[bytes, Address]] = deque()
+        self._inbox_waiting: deque[tuple[bytes, Address]] | Newest = Newest(capacity) if latest else deque()
         self._inbox_full = False
 
     def handle_packet(self, packet: bytes, addr: Address) -> object:
@@ -93,7 +129,14 @@ class Inbox(MulticastListener):
             return False
         return more
 
+    @property
+    def superseded(self) -> int:
+        """How many packets a newer one of their source has replaced, with `latest`; 0 without."""
+        return self._inbox_waiting.superseded if isinstance(self._inbox_waiting, Newest) else 0
+
     def _inbox_room(self) -> int:
+        if isinstance(self._inbox_waiting, Newest):
+            return batch.LIMIT  # a new packet takes the place of an old one
         return self._inbox_capacity - len(self._inbox_waiting)
 
     def __len__(self) -> int:

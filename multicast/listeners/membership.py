@@ -5,11 +5,15 @@ from __future__ import annotations
 import errno
 import functools
 import logging
+import math
 import socket
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
+from time import monotonic
+from typing import Any, Protocol
 
 from multicast import batch, filters
-from multicast.errors import InterfaceError, check_amount
+from multicast.batch import Address
+from multicast.errors import ArgumentError, InterfaceError, check_amount
 from multicast.filters import Filter
 from multicast.interfaces import Interface, Watch, interfaces, memberships, resolve, usable
 from multicast.poller import Poller, Timer, report
@@ -30,6 +34,53 @@ from multicast.sockets import (
 from .datagrams import DatagramListener
 
 _log = logging.getLogger("multicast")
+
+
+class HasAddress(Protocol):
+    """An object that sends: a `Sender`, a `Multicaster`, a `Requester`."""
+
+    @property
+    def address(self) -> tuple[Any, ...] | None:
+        """The address and port it sends from, as `socket.getsockname` gives them; None while it has none."""
+
+
+# How old the list of this host's addresses may be, in seconds.
+_ADDRESSES_AGE = 1.0
+
+
+class _Ignore:
+    """Tells whether a packet came from one of some senders of this process."""
+
+    def __init__(self, senders: Iterable[HasAddress], accept: Callable[[bytes, Address], object] | None) -> None:
+        self._senders = tuple(senders)
+        for sender in self._senders:
+            if not hasattr(sender, "address"):
+                raise ArgumentError(f"ignore takes senders, such as a Multicaster or a Sender, not {sender!r}")
+        self._accept = accept
+        self._last: dict[int, tuple[Any, ...]] = {}  # of senders that are closed now, whose packets may still arrive
+        self._own: frozenset[str] = frozenset()
+        self._own_until = -math.inf
+
+    def __call__(self, packet: bytes, addr: Address) -> object:
+        for place, sender in enumerate(self._senders):
+            name = sender.address or self._last.get(place)
+            if name is None:
+                continue
+            self._last[place] = name
+            if name[1] == addr[1] and (name[0] == addr[0] or (name[0] in _ANY and self._is_own(addr[0]))):
+                return False
+        return True if self._accept is None else self._accept(packet, addr)
+
+    def _is_own(self, host: str) -> bool:
+        now = monotonic()
+        if host not in self._own and now >= self._own_until:
+            self._own = frozenset(address for one in interfaces() for address in one.addresses)
+            self._own_until = now + _ADDRESSES_AGE
+        return host.partition("%")[0] in self._own
+
+
+# What `socket.getsockname` says of a socket whose address the kernel chooses for each packet.
+_ANY = ("0.0.0.0", "::")  # noqa: S104 -- compared, not bound
 
 
 class MulticastListener(DatagramListener):
@@ -58,6 +109,10 @@ class MulticastListener(DatagramListener):
     network card that gathers them. Receiving then is several times faster and the buffer holds ten times more. The
     price: if there is no room for a burst, `dropped` counts it as one packet, and its packets have one time stamp.
     Where the kernel looks into packets, for an expression or a field, they come singly all the same.
+
+    `ignore` names senders of this process, such as a `Multicaster` or a `Sender`. Packets from their address and port,
+    as these are at the time, are counted as filtered. (``loopback=False`` of a sender would keep them from every
+    program on this host.)
 
     With `silence`, in seconds, `handle_silence` is called when nothing came for so long, and again each time as much
     has passed: no sooner than that, and before twice as long.
@@ -94,6 +149,7 @@ class MulticastListener(DatagramListener):
         shard_key: filters.ShardKey = "source",
         offload: bool = False,
         silence: float | None = None,
+        ignore: Iterable[HasAddress] = (),
         poller: Poller | None = None,
     ) -> None:
         if silence is not None:
@@ -110,6 +166,8 @@ class MulticastListener(DatagramListener):
             shard=() if shard is None else filters.shard_refusals(shard, shard_key, ":" in self.group.address),
             whole_bursts=shard is None or shard_key == "source",
         )
+        if ignore := tuple(ignore):
+            self._passes_filter = _Ignore(ignore, self._passes_filter)
         chosen = receiving(self.group, interface)
         # What was asked for, and the names this meant: a device that is made anew comes back under its name only.
         self._asked_interfaces = [(one, resolve(one, chosen).name) for one in named(self.group, interface)]

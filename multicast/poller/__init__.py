@@ -16,8 +16,9 @@ Facts about epoll(7) that decide the shape of this file:
 * A child made by fork shares the set: what it removes there is gone for the parent. So the child drops its
   copies at once, and starts with an empty poller.
 
-Interest is level-triggered, and nobody reads more than a batch per turn, so a flood on one descriptor leaves time
-for the others. What that costs is one epoll_wait per batch.
+Interest is level-triggered. An object reads a bounded amount in a turn, and objects that have more have further turns,
+in rounds with the others, within the budget of one poll. So a flood on one descriptor leaves time for the others, and a
+program that polls now and then reads all that is waiting. That costs one epoll_wait for each round.
 """
 
 from __future__ import annotations
@@ -26,6 +27,6 @@ from .dispatcher import Dispatcher
 from .polling import Poller
 from .polling import _defaultPoller as _defaultPoller
 from .registration import HasFileno, report
-from .timers import Timer
+from .timers import Repeater, Timer
 
-__all__ = ["Dispatcher", "HasFileno", "Poller", "Timer", "report"]
+__all__ = ["Dispatcher", "HasFileno", "Poller", "Repeater", "Timer", "report"]

@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar
 from multicast.errors import ArgumentError, RegistrationError, advise, check_amount
 
 from .registration import READ, READABLE, WRITE, HasFileno, Member, Registration, interest_of, number_of, report
-from .timers import Alarm, Schedule, Timer
+from .timers import Alarm, Repeater, Schedule, Timer
 
 _USUAL = select.EPOLLIN  # the event that most often comes alone
 _FAULT = select.EPOLLERR | select.EPOLLHUP
@@ -264,6 +264,15 @@ class Poller:
         if self._face is not None or self._sleeping:
             self._arm()
         return timer
+
+    def call_every(self, interval: float, callback: Callable[..., object], *args: Any) -> Repeater:
+        """Call `callback(*args)` each `interval` seconds from now on; return the `Repeater`, to cancel it.
+
+        The times do not drift: each is `interval` after the one before, however late that was served. Times that have
+        passed altogether are left out and counted in `missed`. The repeater stays in place when the callback raises.
+        """
+        check_amount("interval", interval, "seconds", zero=False)
+        return Repeater(self, interval, callback, args)
 
     def call_soon(self, callback: Callable[..., object], *args: Any) -> None:
         """Call `callback(*args)` in the next `poll`. May be called from any thread; a waiting poll wakes."""

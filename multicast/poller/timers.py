@@ -10,7 +10,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 _PURGE = 64
 _NANOSECOND = 1e-9
@@ -43,6 +43,52 @@ class Timer:
         if callback is not None:
             self._callback, self._args = None, ()
             callback(*args)
+
+
+class _Clocked(Protocol):
+    def time(self) -> float: ...
+
+    def call_at(self, when: float, callback: Callable[..., object], *args: Any) -> Timer: ...
+
+
+class Repeater:
+    """A call that comes again and again, at times that do not drift; made by `Poller.call_every`."""
+
+    def __init__(
+        self, poller: _Clocked, interval: float, callback: Callable[..., object], args: tuple[Any, ...]
+    ) -> None:
+        #: Seconds from one call to the next.
+        self.interval = interval
+        #: How many calls were left out, as their whole interval had passed before they could be made.
+        self.missed = 0
+        self._poller = poller
+        self._callback = callback
+        self._args = args
+        self._began = poller.time()
+        self._number = 1
+        self._timer = poller.call_at(self._began + interval, self._run)
+
+    @property
+    def when(self) -> float:
+        """When the next call is due, in seconds of the poller's clock."""
+        return self._timer.when
+
+    @property
+    def active(self) -> bool:
+        """Whether more calls will come."""
+        return self._timer.active
+
+    def cancel(self) -> None:
+        """Make no more calls. Harmless when it was cancelled before."""
+        self._timer.cancel()
+
+    def _run(self) -> None:
+        passed = int((self._poller.time() - self._began) / self.interval)
+        self.missed += max(0, passed - self._number)
+        self._number = max(passed, self._number) + 1
+        # First the next one: it comes although the callback raises, and the callback may cancel it.
+        self._timer = self._poller.call_at(self._began + self._number * self.interval, self._run)
+        self._callback(*self._args)
 
 
 class Schedule(list[tuple[float, int, Timer]]):

@@ -35,7 +35,7 @@ from multicast.sockets import (
     takes_bursts,
 )
 
-from .transmission import FULL_FIRST, SLOW, destination
+from .transmission import FULL_FIRST, SLOW, bound_name, destination
 
 _log = logging.getLogger("multicast")
 
@@ -147,6 +147,11 @@ class Multicaster(Dispatcher):
     @abstractmethod
     def __iter__(self) -> Iterator[Any]:
         """Yield the packets to send: bytes-like, text, or None for nothing now; implemented by subclasses."""
+
+    @property
+    def address(self) -> tuple[Any, ...] | None:
+        """The address and port it sends from; see `Sender.address`."""
+        return None if self.socket is None else bound_name(self.socket)
 
     def statistics(self) -> SenderStatistics:
         """Return what was counted so far."""

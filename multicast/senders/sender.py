@@ -11,14 +11,14 @@ import threading
 from collections.abc import Iterable
 from itertools import chain, islice
 from time import monotonic, sleep
-from typing import Self
+from typing import Any, Self
 
 from multicast import batch
 from multicast.batch import Packet
 from multicast.interfaces import Watch
 from multicast.sockets import DEFAULT_IP, DEFAULT_PORT, Endpoint, WhichInterface, open_sender, takes_bursts
 
-from .transmission import LARGE, Transmission, as_packets, destination
+from .transmission import LARGE, Transmission, as_packets, bound_name, destination
 
 
 class Sender:
@@ -104,6 +104,15 @@ class Sender:
         if self._socket is None:
             raise OSError(errno.EBADF, "the sender is closed; make another one to send more")
         return self._socket
+
+    @property
+    def address(self) -> tuple[Any, ...] | None:
+        """The address and port it sends from, as `socket.getsockname` gives them; None before the first packet.
+
+        Unless `source_ip` or `interface` names an address, the kernel chooses it for each packet, and it is 0.0.0.0 or
+        ``::`` here.
+        """
+        return None if self._socket is None else bound_name(self._socket)
 
     @property
     def closed(self) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import socket
 import time
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from multicast import batch
 from multicast.sockets import Endpoint, Group, not_sent
@@ -16,6 +18,12 @@ FULL_FIRST, _FULL_LAST, _FULL_ENOUGH = 0.001, 0.01, 10.0
 LARGE = 1024
 # An iterable that takes longer than this for its packets, in seconds, is slow: its packets do not wait for the next.
 SLOW = 0.001
+
+
+def bound_name(opened: socket.socket) -> tuple[Any, ...] | None:
+    """Return the address and port of a socket; None before the kernel has given it a port."""
+    name: tuple[Any, ...] = opened.getsockname()
+    return name if name[1] else None
 
 
 def destination(ip: str, port: int) -> Endpoint:
