@@ -41,6 +41,8 @@ SILENT = Evidence(
 )
 #: A host on which packets arrive.
 HEALTHY = replace(SILENT, arrived=(HEARD,), anywhere=(HEARD,), wire=(HEARD,))
+#: What the kernel counts when buffers of sockets are full.
+FULL = {"Udp:RcvbufErrors": 9}
 #: A host whose kernel drops what is on the wire.
 DROPPED = replace(SILENT, wire=(replace(HEARD, packets=7),))
 DROP = Rule("inet", "f", "in", "drop", "udp dport 5000 drop", "input", matches=(Match("dport", ("5000",)),))
@@ -80,6 +82,7 @@ CASES: dict[str, tuple[str, Evidence]] = {
     "other-port": ("fail", replace(SILENT, wire=(replace(HEARD, port=5001),))),
     "other-group": ("fail", replace(SILENT, wire=(replace(HEARD, group="239.1.1.2"),))),
     "unread-port": ("fail", replace(SILENT, wire=None, counters={"Udp:IgnoredMulti": 5, "Ip:InMcastPkts": 5})),
+    "xdp": ("fail", replace(SILENT, wire=(), xdp=("eth0",))),
     "behind-router": (
         "fail",
         replace(
@@ -87,7 +90,6 @@ CASES: dict[str, tuple[str, Evidence]] = {
         ),
     ),
     "nothing": ("fail", SILENT),
-    "nothing-container": ("fail", replace(SILENT, container=True)),
     "nothing-unseen": ("fail", replace(SILENT, wire=None, container=True)),
     "no-querier": ("fail", replace(SILENT, asked=("eth0",), bridges=(Bridge("br0", False, ("eth0",), ("eth0",)),))),
     "ttl-zero": ("warn", replace(HEALTHY, anywhere=(replace(HEARD, ttl=0),))),
@@ -142,6 +144,7 @@ CASES: dict[str, tuple[str, Evidence]] = {
         ),
     ),
     "firewall-rule": ("fail", replace(DROPPED, rules=(replace(DROP, packets=9, grew=7),))),
+    "tc-ingress": ("fail", replace(DROPPED, rules=(), ingress=("eth0",))),
     "firewall-candidate": ("fail", replace(DROPPED, rules=(DROP,))),
     "discarded": ("fail", replace(SILENT, wire=None, rules=None,
                                   counters={"Ip:InReceives": 50, "Ip:InMcastPkts": 50})),
@@ -180,6 +183,13 @@ CASES: dict[str, tuple[str, Evidence]] = {
         replace(SILENT, wire=None, silent=(PLAYER,), counters={"Ip:OutMcastPkts": 50, "Udp:OutDatagrams": 50}),
     ),
     "lo-dead": ("warn", replace(HEALTHY, loopback=False)),
+    "partly-delivered": (
+        "fail", replace(HEALTHY, wire=(HEARD, replace(HEARD, source="10.0.0.9", packets=50)))
+    ),
+    "partly-firewall": (
+        "fail",
+        replace(HEALTHY, wire=(HEARD, replace(HEARD, source="10.0.0.9", packets=50)), rules=(replace(DROP, grew=50),)),
+    ),
     "not-delivered": ("fail", DROPPED),
     "joined-elsewhere": ("fail", replace(HEALTHY, holders=(PLAYER,), joined=(Membership("eth1", "239.1.1.1", 1),))),
     "joined-for-others": (
@@ -200,11 +210,33 @@ CASES: dict[str, tuple[str, Evidence]] = {
             filters=(SourceFilter("eth0", "239.1.1.1", "10.0.0.5", 0, 2),),
         ),
     ),
+    "stopped": ("fail", replace(HEALTHY, holders=(replace(PLAYER, queued=4096, state="T"),))),
+    "bound-unicast": ("fail", replace(HEALTHY, strangers=(replace(PLAYER, address="10.0.0.7"),))),
+    "bound-device": ("fail", replace(HEALTHY, holders=(replace(PLAYER, device="eth9"),))),
     "not-joined": ("fail", replace(HEALTHY, holders=(replace(PLAYER, address="239.1.1.1"),))),
     "joined-other-group": ("warn", replace(HEALTHY, holders=(PLAYER,))),
     "overflow": (
         "fail",
-        replace(HEALTHY, holders=(replace(PLAYER, dropped=9),), joined=(Membership("eth0", "239.1.1.1", 1),)),
+        replace(
+            HEALTHY, holders=(replace(PLAYER, dropped=9),), joined=(Membership("eth0", "239.1.1.1", 1),), counters=FULL
+        ),
+    ),
+    "refused-at-socket": (
+        "warn",
+        replace(
+            HEALTHY,
+            holders=(replace(PLAYER, address="239.1.1.1", dropped=HEALTHY.delivered),),
+            joined=(Membership("eth0", "239.1.1.1", 1),),
+        ),
+    ),
+    "ipsec": (
+        "fail",
+        replace(
+            HEALTHY,
+            holders=(replace(PLAYER, address="239.1.1.1", dropped=9),),
+            joined=(Membership("eth0", "239.1.1.1", 1),),
+            counters={"Xfrm:XfrmInNoPols": 9},
+        ),
     ),
     "two-packages": ("warn", replace(HEALTHY, distributions=("multicast", "multicast-poller"))),
     "engine-missing": ("warn", replace(HEALTHY, engine="python", engine_reason="it was not built")),
@@ -413,12 +445,30 @@ def test_a_buffer_that_overflows_is_a_fault_where_it_was_the_group_s_packets(
     # Other groups of the other family, and those that the kernel joins by itself, are no others.
     joined += OTHERS[1:]
     full = replace(PLAYER, address=address, dropped=9)
-    (found,) = [one for one in checks.judge(replace(HEALTHY, holders=(full,), joined=joined)) if one.check == "buffer"]
+    judged = checks.judge(replace(HEALTHY, holders=(full,), joined=joined, counters=FULL))
+    (found,) = [one for one in judged if one.check == "buffer"]
     assert found.status == status
 
 
+def test_packets_that_a_filter_of_the_socket_refused_are_no_overflow() -> None:
+    # As with a regular expression or a shard of this package, which the kernel filters for.
+    joined = (HERE, *OTHERS[1:])
+    many = replace(HEALTHY, arrived=(replace(HEARD, packets=9),), anywhere=(replace(HEARD, packets=9),))
+    cases = (5, GROUP.address, "ok"), (9, GROUP.address, "warn"), (9, "0.0.0.0", "warn")  # noqa: S104 -- compared only
+    for dropped, address, status in cases:
+        holder = replace(PLAYER, address=address, dropped=dropped)
+        (found,) = [
+            one for one in checks.judge(replace(many, holders=(holder,), joined=joined)) if one.check == "buffer"
+        ]
+        others = checks.judge(replace(many, holders=(holder,), joined=(*joined, ELSEWHERE)))
+        assert address == GROUP.address or next(one for one in others if one.check == "buffer").status == "ok"
+        assert found.status == status
+        assert "reads too slowly" not in found.cause
+
+
 def test_a_buffer_that_overflows_is_a_fault_of_ipv6_as_well() -> None:
-    six = replace(HEALTHY, group=Group("ff15::1", 5000), holders=(replace(PLAYER, address="::", dropped=9),))
+    six = replace(HEALTHY, group=Group("ff15::1", 5000), holders=(replace(PLAYER, address="::", dropped=9),),
+                  counters=FULL)
     joined = [Membership("eth0", group, 1) for group in ("ff15::1", "ff02::1", "ff02::1:ff00:7", "239.2.2.2")]
     assert codes(replace(six, joined=tuple(joined)))["overflow"] == "fail"
     assert codes(replace(six, joined=(*joined, Membership("eth0", "ff02::fb", 1))))["overflow"] == "warn"
@@ -481,13 +531,13 @@ FILTERED = replace(DROPPED, counters={"TcpExt:IPReversePathFilter": 7})
     # The higher of both counts (Documentation/networking/ip-sysctl.rst): a loose filter lets pass what has any route.
     (1, 2, "eth1", None, None),
     (2, 1, "eth1", None, None),
-    (0, 1, "eth1", "strict-reverse-path", "eth0.rp_filter=2"),
-    (1, 0, "eth1", "strict-reverse-path", "eth0.rp_filter=2"),
+    (0, 1, "eth1", "strict-reverse-path", "net/ipv4/conf/eth0/rp_filter=2"),
+    (1, 0, "eth1", "strict-reverse-path", "net/ipv4/conf/eth0/rp_filter=2"),
     (1, 1, "eth0", None, None),
     # Without any route only no filter at all helps, and both numbers make one.
-    (0, 1, None, "strict-reverse-path", "eth0.rp_filter=0"),
-    (1, 0, None, "strict-reverse-path", "all.rp_filter=0"),
-    (1, 2, None, "loose-reverse-path", "all.rp_filter=0 net.ipv4.conf.eth0.rp_filter=0"),
+    (0, 1, None, "strict-reverse-path", "net/ipv4/conf/eth0/rp_filter=0"),
+    (1, 0, None, "strict-reverse-path", "net/ipv4/conf/all/rp_filter=0"),
+    (1, 2, None, "loose-reverse-path", "net/ipv4/conf/all/rp_filter=0 net/ipv4/conf/eth0/rp_filter=0"),
 ])
 def test_the_filter_that_is_in_force_is_the_higher_one_and_the_fix_takes_it_off(
     every: int, own: int, back: str | None, code: str | None, fix: str | None
@@ -498,7 +548,7 @@ def test_the_filter_that_is_in_force_is_the_higher_one_and_the_fix_takes_it_off(
                 if one.check == "rp_filter"]
     assert found.code == (code or "reverse-path")
     if fix is not None:
-        assert found.fixes[1] == f"sudo sysctl -w net.ipv4.conf.{fix}"
+        assert found.fixes[1] == f"sudo sysctl -w {fix}"
 
 
 def test_a_port_of_a_bridge_is_told_from_an_interface_without_an_address() -> None:

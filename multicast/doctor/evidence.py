@@ -46,6 +46,10 @@ __all__ = ["Evidence", "gather"]
 _log = logging.getLogger("multicast")
 
 _SELF_TEST = "239.255.77.77"
+# Of how many interfaces the filters of tc are asked for; a program is started for each.
+_TC_MOST = 8
+# How many packets may come between two looks that are meant to be at the same time.
+_BETWEEN_LOOKS = 5
 # How many batches are read before the look begins and when it is over. A flood does not end with it.
 _DRAIN = 16
 
@@ -88,6 +92,11 @@ class Evidence:
     uid: int = 0
     #: Sockets of other programs on the port, and those that cannot be heard on this host.
     holders: tuple[Holder, ...] = ()
+    #: Interfaces with an XDP program, and those with filters of tc(8) for what comes in.
+    xdp: tuple[str, ...] = ()
+    ingress: tuple[str, ...] = ()
+    #: Sockets at the port that no packet for a group can reach: bound to an address of this host.
+    strangers: tuple[Holder, ...] = ()
     silent: tuple[Holder, ...] = ()
     #: Why we could not join, by interface; "" is for all of them.
     refused: Mapping[str, OSError] = field(default_factory=dict)
@@ -143,6 +152,29 @@ class Evidence:
     def undelivered(self) -> list[Seen]:
         """What came in on the wire just as asked, when none of it was delivered."""
         return self.on_wire if self.lacking else []
+
+    @property
+    def short(self) -> list[Seen]:
+        """What is missing of each source of which fewer packets were delivered than were on the wire.
+
+        A few more on the wire than delivered are those between two looks that are meant to be at the same time. Where a
+        buffer of this host has overflowed, packets are missing for that.
+        """
+        if not self.delivered or self.counters.get("Udp:RcvbufErrors"):
+            return []
+        got: dict[str, int] = {}
+        for one in self.arrived:
+            got[one.source] = got.get(one.source, 0) + one.packets
+        came: dict[str, list[Seen]] = {}
+        for one in self.on_wire:
+            came.setdefault(one.source, []).append(one)
+        found = []
+        for source, seen in came.items():
+            count = sum(one.packets for one in seen)
+            lost = count - got.get(source, 0)
+            if lost > max(_BETWEEN_LOOKS, count // 5) and not any(one.fragmented for one in seen):
+                found.append(replace(seen[0], packets=lost))
+        return found
 
     @property
     def missing(self) -> bool:
@@ -271,14 +303,14 @@ def _loopback_works(poller: Poller) -> bool:
         echo = Echo(ip=_SELF_TEST, port=port, interface="lo", poller=poller)
     except (InterfaceError, OSError):
         return False
+    timer = poller.call_later(0.3, poller.stop)
     try:
-        timer = poller.call_later(0.3, poller.stop)
         sendto(b"multicast doctor", ip=_SELF_TEST, port=port, ttl=0, interface="lo")
         poller.run_until(lambda: heard)
-        timer.cancel()
     except (InterfaceError, OSError):
         return False
     finally:
+        timer.cancel()  # or it would end the look that follows
         echo.close()
     return bool(heard)
 
@@ -333,8 +365,12 @@ def gather(
         after = kernel.holders()
         rules, unread = kernel.rules() if with_rules else (None, ())
         ours = ears.inodes()
+    six = kernel.options(socket.AF_INET6)
+    four = six if ipv6 else kernel.options(socket.AF_INET)
     # Sockets of IPv6 alone are no concern of a group of IPv4.
-    apart = ours if ipv6 else ours | kernel.options(socket.AF_INET6)[1]
+    apart = ours if ipv6 else ours | six.alone
+    names_of = {one.index: one.name for one in present}
+    devices = {inode: names_of.get(index, str(index)) for inode, index in {**six.devices, **four.devices}.items()}
     relevant = [
         (holder, drops - dropped.get(inode, 0))
         for inode, (holder, drops) in {**before, **after}.items()
@@ -342,8 +378,14 @@ def gather(
     ]
     quiet: set[int] = set()
     if _sent_and_unheard(counted, wire, group, ears):
-        quiet = kernel.options(socket.AF_INET6 if ipv6 else socket.AF_INET)[0] - ours
-    names = kernel.programs([*(holder.inode for holder, _ in relevant), *quiet])
+        quiet = four.silent - ours
+    own = {address for one in present for address in one.addresses}
+    strange = [
+        holder
+        for inode, (holder, _) in after.items()
+        if inode not in apart and holder.port == group.port and holder.address in own
+    ]
+    names = kernel.programs([*(one.inode for one, _ in relevant), *(one.inode for one in strange), *quiet])
     known = _sources(group, ears, wire)
     links = kernel.run("ip", "-details", "-json", "link", "show")
     engine_used, reason = kernel.engine()
@@ -367,9 +409,16 @@ def gather(
         queriers=() if wire is None else tuple(wire.queriers),
         uid=os.geteuid(),
         holders=tuple(
-            replace(holder, program=names.get(holder.inode, ""), dropped=drops & 0xFFFFFFFF)
+            replace(
+                after.get(holder.inode, (holder, 0))[0],
+                program=names.get(holder.inode, ""),
+                dropped=drops & 0xFFFFFFFF,
+                device=devices.get(holder.inode, ""),
+                state=kernel.state(names.get(holder.inode, "")),
+            )
             for holder, drops in relevant
         ),
+        strangers=tuple(replace(holder, program=names.get(holder.inode, "")) for holder in strange),
         silent=tuple(
             replace(holder, program=names.get(inode, ""), loopback=False)
             for inode, (holder, _) in after.items()
@@ -379,6 +428,8 @@ def gather(
         rules=None if rules is None else firewall.grown(rules_before, rules),
         unread=unread,
         masters=kernel.masters(links),
+        xdp=kernel.with_xdp(links),
+        ingress=kernel.with_ingress_filters(one.name for one in (asked or present)[:_TC_MOST]),
         bridges=kernel.bridges(links),
         loopback=loopback,
         container=os.path.exists("/.dockerenv") or os.path.exists("/run/.containerenv"),

@@ -132,6 +132,7 @@ def from_nft(text: str) -> list[Rule]:
     entries = json.loads(text)["nftables"]
     chains: dict[tuple[str, str, str], dict[str, Any]] = {}
     maps: dict[tuple[str, str, str], list[Any]] = {}
+    sets: dict[tuple[str, str, str], tuple[str, ...]] = {}
     for entry in entries:
         if "chain" in entry:
             chain = entry["chain"]
@@ -139,11 +140,17 @@ def from_nft(text: str) -> list[Rule]:
         elif "map" in entry:
             named = entry["map"]
             maps[named["family"], named["table"], f"@{named['name']}"] = named.get("elem", [])
+        elif "set" in entry:
+            named = entry["set"]
+            # Of a set of several fields together the values would mean nothing here.
+            if isinstance(named.get("type"), str):
+                values = tuple(_nft_values(named.get("elem", [])))
+                sets[named["family"], named["table"], f"@{named['name']}"] = values
     found = []
     for entry in entries:
         if "rule" in entry:
             rule = entry["rule"]
-            found += _nft_rules(rule, chains.get((rule["family"], rule["table"], rule["chain"]), {}), maps)
+            found += _nft_rules(rule, chains.get((rule["family"], rule["table"], rule["chain"]), {}), maps, sets)
     for (family, table, name), chain in chains.items():
         if "hook" in chain:
             policy = chain.get("policy", "accept")
@@ -158,7 +165,10 @@ def _priority(chain: Mapping[str, Any]) -> int:
 
 
 def _nft_rules(
-    rule: Mapping[str, Any], chain: Mapping[str, Any], maps: Mapping[tuple[str, str, str], list[Any]]
+    rule: Mapping[str, Any],
+    chain: Mapping[str, Any],
+    maps: Mapping[tuple[str, str, str], list[Any]],
+    sets: Mapping[tuple[str, str, str], tuple[str, ...]],
 ) -> list[Rule]:
     """Return what a rule comes to: one rule, or one for each element of a map of verdicts."""
     matches, words, packets = [], [], None
@@ -171,7 +181,9 @@ def _nft_rules(
             verdicts.append((kind, value, (), ""))
         elif kind == "match":
             match, written = _nft_match(value)
-            matches.append(match)
+            named = sets.get((rule["family"], rule["table"], match.values[0])) if len(match.values) == 1 else None
+            matches.append(match if named is None else replace(match, values=named))
+            matches += _implied(value["left"])
             words.append(written)
         elif kind == "vmap":
             packets = None  # it counts what comes to the map, and not what goes by one of its elements
@@ -202,6 +214,20 @@ def _nft_rules(
             )
         )
     return found
+
+
+# A field of one of these headers is there in packets of that protocol alone.
+_TRANSPORTS = frozenset({"tcp", "udp", "udplite", "sctp", "dccp", "icmp", "icmpv6", "igmp", "esp", "ah", "comp"})
+
+
+def _implied(left: Any) -> Iterator[Match]:
+    """Yield what a condition about a field of a header says of the packet besides (nft(8), PAYLOAD EXPRESSIONS)."""
+    about = left.get("payload", {}) if isinstance(left, dict) else {}
+    protocol = about.get("protocol", "") if isinstance(about, dict) else ""
+    if protocol in _TRANSPORTS:
+        yield Match("proto", (protocol,))
+    elif protocol in ("ip", "ip6"):
+        yield Match("family", ("ipv4" if protocol == "ip" else "ipv6",))
 
 
 def _nft_match(value: Mapping[str, Any]) -> tuple[Match, str]:
@@ -330,7 +356,9 @@ def grown(before: Sequence[Rule], after: Sequence[Rule]) -> tuple[Rule, ...]:
 def blocking(rules: Iterable[Rule], facts: Mapping[str, str]) -> tuple[Rule, bool] | None:
     """Return the rule that drops a packet with these fields, and whether that is certain; None when none does.
 
-    A rule that counts and has dropped something meanwhile goes before all others. One that counts and has not is out.
+    It is certain where every such packet matches the rule and the rule has counted some meanwhile. Then come a rule
+    that all of them match and that does not count, one that has counted and may match, and one that may match. A rule
+    that counts and has counted none is out.
     """
     every = list(rules)
     possible: list[tuple[Rule, bool]] = []
@@ -343,10 +371,22 @@ def blocking(rules: Iterable[Rule], facts: Mapping[str, str]) -> tuple[Rule, boo
     for _, _, family, table, chain, program in sorted(starts):
         here = [rule for rule in every if (rule.family, rule.table, rule.program) == (family, table, program)]
         possible += _follow(here, chain, facts, True, 0)[0]
-    counted = [rule for rule, _ in possible if rule.grew > 0]
+    counted = [(rule, sure) for rule, sure in possible if rule.grew > 0]
+    certain = [rule for rule, sure in counted if sure]
+    if certain:
+        return max(certain, key=lambda rule: rule.grew), True
+    uncounted = [each for each in possible if each[0].packets is None]
+    matching = next((each for each in uncounted if each[1]), None)
+    if matching is not None:
+        return matching
     if counted:
-        return max(counted, key=lambda rule: rule.grew), True
-    return next((each for each in possible if each[0].packets is None), None)
+        return max(counted, key=lambda each: each[0].grew)
+    return next(iter(uncounted), None)
+
+
+def excludes(rule: Rule, facts: Mapping[str, str]) -> bool:
+    """Return whether a rule cannot match a packet with these fields."""
+    return any(match.holds(facts) is False for match in rule.matches)
 
 
 def _follow(

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from multicast import batch
 
@@ -68,8 +69,14 @@ class Holder:
     inode: int
     #: The program and its process id, as ``name (pid N)``; empty where only root may know.
     program: str = ""
-    #: What the kernel dropped there while we looked, because its buffer was full.
+    #: What the kernel dropped there while we looked.
     dropped: int = 0
+    #: How many bytes waited there at the end, with the kernel's own for each packet.
+    queued: int = 0
+    #: The name of the interface it is bound to (SO_BINDTODEVICE); empty for any.
+    device: str = ""
+    #: The state of its process, a letter as in proc_pid_stat(5): T is stopped, t traced.
+    state: str = ""
     #: Whether what it sends can be heard on this host; None where that was not asked.
     loopback: bool | None = None
 
@@ -120,6 +127,9 @@ def counters(ipv6: bool, read: Callable[[str], str] = _read) -> dict[str, int]:
         for names, values in zip(lines[::2], lines[1::2], strict=False):
             for name, value in zip(names[1:], values[1:], strict=False):
                 found[names[0].replace("IpExt", "Ip") + name] = int(value)
+    for line in read("/proc/thread-self/net/xfrm_stat").splitlines():
+        name, value = line.split()
+        found[f"Xfrm:{name}"] = int(value)
     if ipv6:
         found = {name: value for name, value in found.items() if not name.startswith(("Ip:", "Udp:", "TcpExt:"))}
         for line in read("/proc/thread-self/net/snmp6").splitlines():
@@ -144,7 +154,8 @@ def holders(read: Callable[[str], str] = _read) -> dict[int, tuple[Holder, int]]
                 int(digits[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(digits), 8)
             )
             address = socket.inet_ntop(family, packed)
-            holder = Holder(address, int(port, 16), int(words[7]), int(words[9]))
+            queued = int(words[4].partition(":")[2], 16)
+            holder = Holder(address, int(port, 16), int(words[7]), int(words[9]), queued=queued)
             found[holder.inode] = holder, int(words[12])
     return found
 
@@ -223,16 +234,30 @@ def programs(inodes: Iterable[int]) -> dict[int, str]:
 _SOCK_DIAG_BY_FAMILY, _NETLINK_SOCK_DIAG, _DUMP = 20, 4, 0x301
 _INET_DIAG_SKV6ONLY, _INET_DIAG_SOCKOPT, _MC_LOOP = 11, 22, 0x10
 _DIAG_HEADER = struct.Struct("=IHHII")
+_DIAG_DEVICE = 16 + 40  # the header, and where in struct inet_diag_msg the interface is
 _DIAG_INODE = 16 + 68  # the header, and where in struct inet_diag_msg the inode is
 
 
-def options(family: int) -> tuple[set[int], set[int]]:
-    """Return the inodes of UDP sockets that have IP_MULTICAST_LOOP off, and those that have IPV6_V6ONLY on.
+class Options(NamedTuple):
+    """What sock_diag(7) tells of the options of UDP sockets, by their inodes."""
 
-    It is as far as the kernel tells, which does not tell of IPV6_MULTICAST_LOOP.
-    """
-    silent: set[int] = set()
-    alone: set[int] = set()
+    #: Those that have IP_MULTICAST_LOOP off. The kernel does not tell of IPV6_MULTICAST_LOOP.
+    silent: set[int]
+    #: Those that have IPV6_V6ONLY on.
+    alone: set[int]
+    #: The index of the interface that a socket is bound to.
+    devices: dict[int, int]
+
+
+def state(program: str) -> str:
+    """Return the state of the process of a program that `programs` has named; empty where that cannot be told."""
+    number = program.rpartition("(pid ")[2].rstrip(")")
+    return _read(f"/proc/{number}/stat").rpartition(")")[2][1:2] if number.isdecimal() else ""
+
+
+def options(family: int) -> Options:
+    """Return which options the UDP sockets of a family have."""
+    found = Options(set(), set(), {})
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as kernel:
             kernel.settimeout(1)
@@ -244,19 +269,22 @@ def options(family: int) -> tuple[set[int], set[int]]:
                 while at + 16 <= len(reply):
                     length, kind, *_ = _DIAG_HEADER.unpack_from(reply, at)
                     if kind != _SOCK_DIAG_BY_FAMILY or length < 16:
-                        return silent, alone
+                        return found
                     (inode,) = struct.unpack_from("=I", reply, at + _DIAG_INODE)
+                    (index,) = struct.unpack_from("=I", reply, at + _DIAG_DEVICE)
+                    if index:
+                        found.devices[inode] = index
                     attribute = at + 16 + 72
                     while attribute + 4 <= at + length:
                         size, name = struct.unpack_from("=HH", reply, attribute)
                         if name == _INET_DIAG_SOCKOPT and not reply[attribute + 4] & _MC_LOOP:
-                            silent.add(inode)
+                            found.silent.add(inode)
                         elif name == _INET_DIAG_SKV6ONLY and reply[attribute + 4]:
-                            alone.add(inode)
+                            found.alone.add(inode)
                         attribute += max(4, size + 3 & ~3)
                     at += length + 3 & ~3
     except OSError:  # a kernel without it
-        return silent, alone
+        return found
 
 
 # -- other programs ------------------------------------------------------------------------------------------------
@@ -312,6 +340,16 @@ def masters(text: str | None) -> dict[str, str]:
         for link in json.loads(text or "[]")
         if link.get("linkinfo", {}).get("info_slave_kind") in ("bridge", "bond", "team")
     }
+
+
+def with_xdp(text: str | None) -> tuple[str, ...]:
+    """Return the interfaces that have an XDP program, from the same text."""
+    return tuple(link["ifname"] for link in json.loads(text or "[]") if link.get("xdp"))
+
+
+def with_ingress_filters(names: Iterable[str]) -> tuple[str, ...]:
+    """Return which of these interfaces have filters of tc(8) for what comes in."""
+    return tuple(name for name in names if (run("tc", "filter", "show", "dev", name, "ingress") or "").strip())
 
 
 def _understood(parse: Callable[..., list[Rule]], *arguments: str) -> list[Rule] | None:

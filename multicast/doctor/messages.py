@@ -70,7 +70,7 @@ MESSAGES: dict[str, Message] = {
     ),
     "no-ipv6": Message(
         "The interface {interface} has no IPv6 address, so IPv6 does not work on it.",
-        ("sudo sysctl -w net.ipv6.conf.{interface}.disable_ipv6=0",),
+        ("sudo sysctl -w net/ipv6/conf/{interface}/disable_ipv6=0",),
     ),
     "join-refused": Message("{group} cannot be joined on {interface}: {reason}.", ("ip address show dev {interface}",)),
     # route
@@ -113,6 +113,11 @@ MESSAGES: dict[str, Message] = {
         " go to another port than {port}.",
         ("sudo {again}",),
     ),
+    "xdp": Message(
+        "Nothing for {where} was seen in {seconds} s, and an XDP program is attached to {attached}, which can discard"
+        " packets before anything else on this host sees them.",
+        ("sudo ip link set dev {attached} xdp off  # to see whether packets come then",),
+    ),
     "behind-router": Message(
         "Nothing was delivered, and the source {source} is behind the router {gateway}: its packets need a TTL of 2 or"
         " more, and every router on the way must forward the group.",
@@ -121,11 +126,6 @@ MESSAGES: dict[str, Message] = {
     "nothing": Message(
         "Nothing for {where} reached this host in {seconds} s; the sender, a switch or a router is the place to look.",
         ("multicast send {target} TEXT  # on the sender",),
-    ),
-    "nothing-container": Message(
-        "Nothing for {where} reached this host in {seconds} s. This host is a container, and the usual bridge"
-        " network of containers does not pass multicast.",
-        ("docker run --network host IMAGE", "multicast send {target} TEXT  # on the sender"),
     ),
     "nothing-unseen": Message(
         "Nothing for {where} was delivered in {seconds} s; whether it reached this host takes root to see.",
@@ -186,6 +186,11 @@ MESSAGES: dict[str, Message] = {
     ),
     # firewall
     "firewall-rule": Message("A rule of the firewall drops these packets: {rule}.", ("{allow}",)),
+    "tc-ingress": Message(
+        "The packets reach this host and are not delivered, and a filter of tc for what comes in by {interface} may be"
+        " why.",
+        ("tc -s filter show dev {interface} ingress",),
+    ),
     "firewall-candidate": Message(
         "The packets reach this host and are not delivered, and a rule of the firewall may be why: {rule}.",
         ("{allow}",),
@@ -261,6 +266,16 @@ MESSAGES: dict[str, Message] = {
         ("sudo ip link set dev lo up", "sudo nft list ruleset"),
     ),
     # delivery
+    "partly-delivered": Message(
+        "Of the packets from {senders}, {lost} of {came} that reach this host are not delivered, and none of the checks"
+        " tells why.",
+        ("multicast interfaces",),
+    ),
+    "partly-firewall": Message(
+        "Of the packets from {senders}, {lost} of {came} that reach this host are not delivered, and a rule of the"
+        " firewall may be why: {rule}.",
+        ("{allow}",),
+    ),
     "not-delivered": Message(
         "The packets reach this host and are not delivered, and none of the checks tells why.",
         ("sudo {again} -w 30", "nstat -az"),
@@ -278,6 +293,19 @@ MESSAGES: dict[str, Message] = {
         "The packets come from {arriving}, which all that have joined {group} refuse; the port is used by {program}.",
         ("multicast listen {found}",),
     ),
+    "stopped": Message(
+        "{program} is stopped and reads nothing; {queued} bytes wait in its socket.",
+        ("kill -CONT {pid}",),
+    ),
+    "bound-unicast": Message(
+        "{program} is bound to {bound}, an address of this host, so no packet for a group reaches it; it has to bind to"
+        " {group} or to the wildcard address.",
+        ("ss --udp --listening --numeric --processes 'sport = :{port}'",),
+    ),
+    "bound-device": Message(
+        "{program} takes packets from {device} alone (SO_BINDTODEVICE), and they arrive on {arriving}.",
+        ("ss --udp --listening --numeric --processes 'sport = :{port}'",),
+    ),
     "not-joined": Message(
         "{where} is used by {program}, and no program of this host has joined the group.",
         ("multicast listen {listened}",),
@@ -291,6 +319,14 @@ MESSAGES: dict[str, Message] = {
         "{program} reads too slowly: its receive buffer overflowed, and the kernel dropped {dropped} packets in"
         " {seconds} s.",
         ("sudo sysctl -w net.core.rmem_max={wanted}", "sudo sysctl -w net.core.rmem_default={wanted}"),
+    ),
+    "refused-at-socket": Message(
+        "{program} gets nothing of this: a filter of its socket or a BPF program of its cgroup refuses all packets.",
+        ("sudo bpftool cgroup tree  # shows programs of cgroups; a filter of the socket is in the program itself",),
+    ),
+    "ipsec": Message(
+        "An IPsec policy of this host refuses packets ({counter}), and they do not reach {program}.",
+        ("sudo ip xfrm policy",),
     ),
     # package
     "two-packages": Message(

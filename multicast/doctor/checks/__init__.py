@@ -14,6 +14,7 @@ have read; `facts` is what all of them share.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from multicast.doctor.evidence import Evidence
 from multicast.doctor.messages import Finding
@@ -53,6 +54,12 @@ CHECKS = tuple(_WAY)
 def judge(e: Evidence) -> tuple[Finding, ...]:
     """Return what each check makes of the evidence, in the order of `CHECKS`."""
     found = {name: check(e) for name, check in _WAY.items() if check is not None}
+    # The checksum of UDP is looked at after the rules for input: packets that a rule drops are not among the counted.
+    if found["firewall"].status == found["checksum"].status == "fail":
+        found["checksum"] = replace(found["checksum"], status="warn")
+    # Measured before likely: a route that is missing stops no program that names its interface.
+    if found["route"].status == "fail" and found["rp_filter"].status == "fail":
+        found["route"] = replace(found["route"], status="warn")
     explained = next((found[name] for name in CHECKS if name in found and found[name].status == "fail"), None)
     found["arrival"] = wire.check_arrival(e, explained)
     found["delivery"] = sockets.check_delivery(e, explained is not None or found["arrival"].status == "fail")

@@ -89,6 +89,20 @@ def amount(seen: Iterable[Seen]) -> int:
     return sum(one.packets for one in seen)
 
 
+def packet_facts(e: Evidence, one: Seen) -> dict[str, str]:
+    """Return the fields of packets that were seen, as rules of a firewall see them."""
+    return {
+        "daddr": e.group.address,
+        "dport": str(e.group.port),
+        "saddr": one.source,
+        "iif": one.interface,
+        "proto": "udp",
+        "family": "ipv6" if e.family == "IPv6" else "ipv4",
+        "state": "new",
+        "type": "multicast",
+    }
+
+
 def blame(e: Evidence, counted: int) -> Status:
     """Return ``fail`` where packets asked for must be among those the kernel has counted, else ``warn``.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from multicast.doctor.evidence import Evidence
-from multicast.doctor.firewall import Rule, blocking
+from multicast.doctor.firewall import Rule, blocking, excludes
 from multicast.doctor.messages import Finding, Status
 
 from .facts import (
@@ -15,6 +15,7 @@ from .facts import (
     lasted,
     listed,
     ok,
+    packet_facts,
     packets,
     skip,
     sole,
@@ -84,8 +85,11 @@ def check_reverse_path(e: Evidence) -> Finding:
         back = e.back.get(source)
         strict = on[interface] == 1
         # The higher counts: a loose filter takes one of them, none takes both. Loose is enough where there is a route.
-        off = [f"{prefix}{one}.rp_filter=0" for one in ("all", interface) if e.sysctl.get(f"{prefix}{one}.rp_filter")]
-        settings = " ".join(off) if back is None or not strict else f"{prefix}{interface}.rp_filter=2"
+        off = [one for one in ("all", interface) if e.sysctl.get(f"{prefix}{one}.rp_filter")]
+        # With slashes, as the name of an interface may contain a dot (sysctl(8)).
+        path = "net/ipv4/conf/{}/rp_filter={}"
+        loose = path.format(interface, 2)
+        settings = " ".join(path.format(one, 0) for one in off) if back is None or not strict else loose
         words = {**about(e), "source": source, "interface": interface, "settings": settings}
         if back is not None and (not strict or back.interface == interface):
             continue
@@ -129,20 +133,18 @@ def check_firewall(e: Evidence) -> Finding:
 def _blocked(e: Evidence, rules: tuple[Rule, ...], number: str) -> Finding:
     """Which of the rules drops what was on the wire?"""
     lost = e.undelivered
-    facts = {
-        "daddr": e.group.address,
-        "dport": str(e.group.port),
-        "saddr": lost[0].source,
-        "iif": lost[0].interface,
-        "proto": "udp",
-        "family": "ipv6" if e.family == "IPv6" else "ipv4",
-        "state": "new",
-        "type": "multicast",
-    }
+    facts = packet_facts(e, lost[0])
     count = amount(lost)
     # The last resort is a rule that has dropped about as much as is missing, wherever it stands.
-    about_as_many = (one for one in rules if one.action == "drop" and 0.8 * count <= one.grew <= 1.25 * count)
+    about_as_many = (
+        one
+        for one in rules
+        if one.action == "drop" and 0.8 * count <= one.grew <= 1.25 * count and not excludes(one, facts)
+    )
     rule, sure = blocking(rules, facts) or (next(about_as_many, None), False)
+    if rule is None and lost[0].interface in e.ingress:
+        seen = f"{packets(count)} on the wire of {lost[0].interface}, 0 delivered; tc has filters there"
+        return finding("firewall", "fail", "tc-ingress", seen, **{**about(e), "interface": lost[0].interface})
     if rule is None:
         text = f"{number}, none of which is seen to drop these packets" if rules else number
         if e.unread:
@@ -189,7 +191,7 @@ def check_igmp(e: Evidence) -> Finding:
             if forced and forced < modern and specific:
                 words = {**about(e), "protocol": protocol, "version": forced, "interface": interface}
                 return finding("igmp", status, "version-forced", f"{prefix}{one}{option} = {forced}",
-                               **{**words, "setting": prefix + one + option})
+                               **{**words, "setting": f"{prefix.replace('.', '/')}{one}{option.replace('.', '/')}"})
         version = 3 if ipv6 else e.versions.get(interface, 3)
         if version < 3 and specific:
             return finding("igmp", status, "version-old", f"/proc/net/igmp has V{version} for {interface}",

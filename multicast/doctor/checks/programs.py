@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from multicast.doctor.evidence import Evidence
+from multicast.doctor.kernel import Holder
 from multicast.doctor.messages import Finding
 
 from .facts import (
@@ -28,13 +29,29 @@ def check_program(e: Evidence) -> Finding:
     """Have the programs of this host joined what comes?"""
     name, group = "program", e.group.address
     mine = [one for one in e.joined if one.group == group]
+    came = e.anywhere or e.arrived
+    if came and e.strangers and not e.holders:
+        own = listed(unique(f"{one.address}:{one.port}" for one in e.strangers))
+        seen = f"{packets(amount(came))} came here, none for {own}"
+        return finding(name, "fail", "bound-unicast", seen,
+                       **{**about(e), "program": owners(e.strangers), "bound": own})
+    for holder in e.holders:
+        words = {**about(e), "program": holder.name}
+        if holder.queued and holder.state in ("T", "t"):
+            seen = f"{holder.queued} bytes at {holder.address}:{holder.port}, process state {holder.state}"
+            pid = holder.program.rpartition("(pid ")[2].rstrip(")")
+            return finding(name, "fail", "stopped", seen, **{**words, "queued": holder.queued, "pid": pid})
+        places = unique(one.interface for one in came)
+        if came and holder.device and holder.device not in places:
+            seen = f"{packets(amount(came))} on {listed(places)}; the socket is bound to {holder.device}"
+            return finding(name, "fail", "bound-device", seen,
+                           **{**words, "device": holder.device, "arriving": or_others(places)})
     if not e.holders:
         text = "no program of this host listens at the port" + (
             f"; {group} is joined on {listed(unique(one.interface for one in mine))}" if mine else ""
         )
         return ok(name, text)
     words = {**about(e), "program": owners(e.holders)}
-    came = e.anywhere or e.arrived
     if not mine:
         bound = [one for one in e.holders if one.address == group]
         if bound and not kernel_joins(group):
@@ -73,10 +90,15 @@ def check_buffer(e: Evidence) -> Finding:
     # What is bound to another group gets none of this one. What is bound to none gets that and whatever else comes.
     concerned = [one for one in e.holders if one.address == e.group.address or (joined and one in e.in_the_way)]
     worst = max(concerned, key=lambda holder: holder.dropped, default=None)
+    # A socket's counter of drops counts what its buffer had no room for, and what a filter of the socket, a BPF program
+    # of its cgroup or an IPsec policy refused. RcvbufErrors of the host counts the first kind alone.
+    overflowed = e.counters.get("Udp:RcvbufErrors", 0)
+    if worst is not None and worst.dropped and not overflowed:
+        return _refused_at_socket(e, worst)
     if worst is not None and worst.dropped:
         surely = worst.address == e.group.address or sole(e)
         limit, default = e.sysctl.get("net.core.rmem_max", 0), e.sysctl.get("net.core.rmem_default", 0)
-        seen = f"drops +{worst.dropped} at {worst.address}:{worst.port} in {lasted(e)} s"
+        seen = f"drops +{worst.dropped} at {worst.address}:{worst.port}, RcvbufErrors +{overflowed} in {lasted(e)} s"
         if limit:
             seen += f"; net.core.rmem_max = {limit}" + (f", rmem_default = {default}" if default else "")
         words = {**about(e), "program": worst.name, "dropped": worst.dropped, "wanted": max(4 << 20, 2 * limit)}
@@ -85,6 +107,21 @@ def check_buffer(e: Evidence) -> Finding:
         return finding("buffer", "fail" if surely else "warn", "overflow", seen, **words)
     text = "no drops at the sockets of the group" if concerned else "no sockets of other programs to watch"
     return ok("buffer", text)
+
+
+def _refused_at_socket(e: Evidence, holder: Holder) -> Finding:
+    """Return what it means that a socket's drops have risen, and no buffer has overflowed."""
+    seen = f"drops +{holder.dropped} at {holder.address}:{holder.port}, RcvbufErrors +0 in {lasted(e)} s"
+    words = {**about(e), "program": holder.name}
+    for counter, grown in e.counters.items():
+        if counter.startswith("Xfrm:XfrmIn") and grown:
+            name = counter.partition(":")[2]
+            return finding("buffer", "fail", "ipsec", f"{seen}; {name} +{grown}", **{**words, "counter": name})
+    # A program that wants a part of the packets is in order: a regular expression, a shard.
+    surely = holder.address == e.group.address or sole(e)
+    if surely and e.delivered and holder.dropped >= e.delivered:
+        return finding("buffer", "warn", "refused-at-socket", f"{seen}; {packets(e.delivered)} came here", **words)
+    return ok("buffer", f"{holder.name} does not overflow; a filter of its socket refused {packets(holder.dropped)}")
 
 
 def check_package(e: Evidence) -> Finding:

@@ -5,9 +5,25 @@ from __future__ import annotations
 import errno
 
 from multicast.doctor.evidence import Evidence, reason
+from multicast.doctor.firewall import blocking
 from multicast.doctor.messages import Finding
 
-from .facts import about, amount, finding, kernel_joins, lasted, listed, ok, owners, packets, skip, unique, where
+from .facts import (
+    about,
+    amount,
+    finding,
+    kernel_joins,
+    lasted,
+    listed,
+    ok,
+    or_others,
+    owners,
+    packet_facts,
+    packets,
+    skip,
+    unique,
+    where,
+)
 
 __all__ = ["check_delivery", "check_loopback", "check_membership", "check_port"]
 
@@ -83,6 +99,20 @@ def check_loopback(e: Evidence) -> Finding:
     return ok("loopback", "our own packet with TTL 0 came back" if e.loopback else "nothing sent is missing")
 
 
+def _partly(e: Evidence) -> Finding:
+    """Return why a part of what is on the wire is not delivered."""
+    senders = unique(one.source for one in e.short)
+    came = amount(one for one in e.on_wire if one.source in senders)
+    lost = amount(e.short)
+    words = {**about(e), "senders": or_others(senders), "lost": lost, "came": came}
+    seen = f"{packets(came)} of {listed(senders[:4])} on the wire in {lasted(e)} s, {came - lost} delivered"
+    rule, _ = blocking(e.rules or (), packet_facts(e, e.short[0])) or (None, False)
+    if rule is None:
+        return finding("delivery", "fail", "partly-delivered", seen, **words)
+    words |= {"rule": rule.name, "allow": rule.allowing(e.group.address, e.group.port)}
+    return finding("delivery", "fail", "partly-firewall", f"{seen}; the rule's counter +{rule.grew}", **words)
+
+
 def check_delivery(e: Evidence, explained: bool) -> Finding:
     """Does what reaches the host reach a socket?"""
     lost = e.undelivered
@@ -95,4 +125,6 @@ def check_delivery(e: Evidence, explained: bool) -> Finding:
         return skip("delivery", "the group could not be joined")
     if e.wire is None and not e.delivered:
         return skip("delivery", "whether anything reaches this host, only the wire tells, which needs root")
+    if e.short:
+        return _partly(e)
     return ok("delivery", f"{packets(e.delivered)} delivered" if e.delivered else "nothing came to be delivered")

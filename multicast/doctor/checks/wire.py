@@ -80,11 +80,16 @@ def check_arrival(e: Evidence, explained: Finding | None) -> Finding:
     if ignored and e.wire is None:
         counted = f"UdpIgnoredMulti +{e.counters['Udp:IgnoredMulti']}, InMcastPkts +{came}"
         return finding(name, "fail", "unread-port", f"{counted} in {seconds} s, 0 delivered", **words)
+    attached = [name for name in e.xdp if not e.asked or name in e.asked]
+    if attached and e.wire is not None:
+        return finding(name, "fail", "xdp", seen, **{**words, "attached": attached[0]})
     for source, back in e.back.items():
         if back is not None and back.gateway is not None:
             words = {**words, "source": source, "gateway": back.gateway}
             return finding(name, "fail", "behind-router", f"{seen}; the route back is by {way(back)}", **words)
-    code = "nothing-unseen" if e.wire is None else "nothing-container" if e.container else "nothing"
+    code = "nothing-unseen" if e.wire is None else "nothing"
+    if e.container:
+        seen += "; this host is a container, and the usual bridge network of containers does not pass multicast"
     return finding(name, "fail", code, seen, **words)
 
 
