@@ -49,8 +49,14 @@ _LONG = struct.Struct(">I")
 
 _FLOWS = 4096
 # Fragments wait for the rest in so many datagrams, each with so many pieces and of no more bytes than IP allows.
-_DATAGRAMS = 64
+_DATAGRAMS = 256
 _PIECES = 128
+# How long fragments wait for the others, in nanoseconds: as long as Linux keeps them (net.ipv4.ipfrag_time; RFC 791 and
+# RFC 8200 section 4.5 allow 15 and 60 s).
+_PATIENCE = 30 * 10**9
+# Another piece for the same place is of a new datagram when it comes so many nanoseconds after the first piece. Earlier
+# it contradicts it.
+_AT_ONCE = 10 * 10**6
 _LONGEST = 65535
 
 
@@ -109,9 +115,10 @@ class Link(NamedTuple):
 class _Datagram:
     """The fragments of one datagram, until they are complete."""
 
-    __slots__ = ("end", "head", "pieces", "size")
+    __slots__ = ("began", "end", "head", "pieces", "size")
 
-    def __init__(self) -> None:
+    def __init__(self, began: int) -> None:
+        self.began = began  # when the first of them was captured, in nanoseconds
         self.pieces: dict[int, bytes] = {}
         self.size = 0
         self.end: int | None = None
@@ -252,7 +259,7 @@ class Decoder:
         key = (interface, addresses, data[start + 4 : start + 6])
         piece = data[start + header : stop]
         more = bool(offset & 0x2000)
-        whole = None if cut else self._reassemble(key, 8 * (offset & 0x1FFF), more, piece)
+        whole = None if cut else self._reassemble(key, 8 * (offset & 0x1FFF), more, piece, timestamp)
         if cut:
             self.counts.fragments += 1
         if whole is None:
@@ -281,7 +288,7 @@ class Decoder:
                     return None
                 key = (interface, addresses, data[position + 4 : position + 8])
                 piece = data[position + 8 : stop]
-                whole = self._reassemble(key, offset & 0xFFF8, bool(offset & 1), piece)
+                whole = self._reassemble(key, offset & 0xFFF8, bool(offset & 1), piece, timestamp)
                 if whole is None:
                     return None
                 return self._udp(whole, 0, len(whole), len(whole), addresses, ttl, timestamp, interface)
@@ -330,17 +337,32 @@ class Decoder:
         flow = self._flows[key] = ((host, ports >> 16), group, ports & 0xFFFF)
         return flow
 
-    def _reassemble(self, key: tuple[object, ...], offset: int, more: bool, piece: bytes) -> bytes | None:
+    def _reassemble(
+        self, key: tuple[object, ...], offset: int, more: bool, piece: bytes, timestamp: int
+    ) -> bytes | None:
         """Add a fragment; return the datagram when that completes it.
 
-        A datagram whose pieces overlap or contradict each other is dropped whole, as RFC 5722 asks.
+        A datagram whose pieces overlap or contradict each other is dropped whole, as RFC 5722 asks. Identifications are
+        used again, so what may be of another datagram is forgotten: pieces older than `_PATIENCE`, those that another
+        piece at the same place replaces, and those that do not fit the checksum of UDP.
         """
         datagram = self._waiting.get(key)
+        if datagram is not None and (
+            abs(timestamp - datagram.began) > _PATIENCE
+            or (
+                timestamp - datagram.began > _AT_ONCE
+                and len(other := datagram.pieces.get(offset, b"")) == len(piece) > 0
+                and other != piece
+            )
+        ):
+            self.counts.fragments += len(datagram.pieces)
+            del self._waiting[key]
+            datagram = None
         if datagram is None:
             if len(self._waiting) >= _DATAGRAMS:
                 oldest = self._waiting.pop(next(iter(self._waiting)))
                 self.counts.fragments += len(oldest.pieces)
-            datagram = self._waiting[key] = _Datagram()
+            datagram = self._waiting[key] = _Datagram(timestamp)
         end = offset + len(piece)
         if datagram.pieces.get(offset) == piece:
             return None  # the same again, as captures of the "any" device have it
@@ -364,4 +386,21 @@ class Decoder:
             del self._waiting[key]
         if contradiction:
             self.counts.fragments += len(datagram.pieces)
+        if whole is not None and not _sum_is_right(key[1], whole):
+            # The piece that came last is of a new datagram, whose others may follow.
+            self.counts.fragments += len(datagram.pieces) - 1
+            fresh = self._waiting[key] = _Datagram(timestamp)
+            fresh.pieces[offset], fresh.size, fresh.end = piece, len(piece), None if more else end
+            return None
         return whole
+
+
+def _sum_is_right(addresses: object, datagram: bytes) -> bool:
+    """Return whether the checksum of a UDP datagram fits it and its addresses, or there is none (RFC 768)."""
+    if not isinstance(addresses, bytes) or len(datagram) < 8 or datagram[6:8] == b"\0\0":
+        return True
+    length = int.from_bytes(datagram[4:6], "big")
+    covered = datagram[:length]
+    # The sum of ones' complement is the number modulo 65535; of an odd length the last byte is filled up with zero.
+    whole = addresses + length.to_bytes(2, "big") + bytes([0, _UDP]) + covered + bytes(len(covered) % 2)
+    return int.from_bytes(whole, "big") % 65535 == 0

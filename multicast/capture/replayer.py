@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, TypeAlias
 from multicast import batch
 from multicast.errors import ArgumentError
 from multicast.interfaces import resolve
-from multicast.poller import Poller
+from multicast.poller import Poller, load_clock
 from multicast.senders import Multicaster, destination
 from multicast.sockets import Endpoint, Group, WhichInterface, open_sender
 
@@ -276,6 +276,7 @@ class Replayer(Multicaster):
         except BaseException:
             self._file.close()
             raise
+        load_clock()  # now, and not between the first packet and the second
         #: How far from their time the packets were sent.
         self.timing = Timing()
         #: Packets that could not be sent: cut short in the file, or longer than fits in a packet to the new group.

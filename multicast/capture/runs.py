@@ -137,6 +137,7 @@ class Runs:
             data[stop + at + 12 : stop + at + 26] != data[first + 12 : first + 26]
             or kind != b"\x08\0"
             or data[first] != 0x45
+            or data[first + 6] & 0x3F or data[first + 7]  # a fragment: the packet is not in this record alone
             or data[first + 9] != 17
             or packet.truncated
         ):

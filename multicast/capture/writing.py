@@ -19,6 +19,8 @@ interfaces of that type, and programs that send captures want Ethernet.
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import math
 import os
 import socket
@@ -65,14 +67,24 @@ def _text(code: int, text: str) -> bytes:
     return _option(code, text.encode()[:65000].decode(errors="ignore").encode())
 
 
-def _ethernet(group: str) -> bytes:
-    """Return an Ethernet header for packets to `group` (RFC 1112 section 6.4, RFC 2464 section 7)."""
+def _station(packed: bytes) -> bytes:
+    """Return an Ethernet address for a host, made from its IP address: the same for all its packets.
+
+    It is a locally administered one (IEEE 802, clause 8.4), as nothing is known of the real one. An address of zeros
+    would do for a file, but bridges and switches discard frames that come from it.
+    """
+    return b"\x02" + hashlib.blake2b(packed, digest_size=5).digest()
+
+
+def _ethernet(group: str, host: str) -> bytes:
+    """Return an Ethernet header for packets from `host` to `group` (RFC 1112 section 6.4, RFC 2464 section 7)."""
     if ":" in group:
-        packed = socket.inet_pton(socket.AF_INET6, group)
-        return (b"\x33\x33" + packed[12:] if packed[0] == 0xFF else bytes(6)) + bytes(6) + b"\x86\xdd"
-    packed = socket.inet_aton(group)
-    known = b"\x01\0\x5e" + bytes([packed[1] & 0x7F]) + packed[2:] if packed[0] >> 4 == 14 else bytes(6)
-    return known + bytes(6) + b"\x08\0"
+        packed, source = (socket.inet_pton(socket.AF_INET6, one) for one in (group, host))
+        to = b"\x33\x33" + packed[12:] if packed[0] == 0xFF else _station(packed)
+        return to + _station(source) + b"\x86\xdd"
+    packed, source = (socket.inet_aton(one) for one in (group, host))
+    to = b"\x01\0\x5e" + bytes([packed[1] & 0x7F]) + packed[2:] if packed[0] >> 4 == 14 else _station(packed)
+    return to + _station(source) + b"\x08\0"
 
 
 def _block(kind: int, body: bytes) -> bytes:
@@ -144,7 +156,8 @@ class Writer:
         self._full = self._rotate
         self._fd = -1  # also between a file that has its size and the next
         self._closed = False
-        self._new = False
+        self._new = self._old = False  # whether there was no file, and whether there was one with something in it
+        self._held = -1  # a copy of the descriptor of the newest file of a series, for its lock
         self._last = 0
         self._to_come = 0  # packets that were given with those being written, and have their turn after them
         #: Packets written or about to be, in all files.
@@ -184,17 +197,65 @@ class Writer:
         return highest
 
     def _open(self) -> None:
-        self._number += 1
-        path = self._path if math.isinf(self._rotate) else self._numbered(self._number)
-        self._new = not os.path.exists(path)
-        # What is there stays until there is something to put in its place.
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+        if math.isinf(self._rotate):
+            path = self._path
+            self._new = not os.path.exists(path)
+            # What is there stays until there is a packet to put in its place.
+            self._fd = os.open(path, flags, 0o666)
+            self._lock(path)
+            self._old = os.fstat(self._fd).st_size > 0
+        else:
+            path = self._next_of_series(flags)
+            self._new, self._old = True, False
         self._files.append(path)
         while self._keep is not None and len(self._files) > self._keep:
             try:
                 os.unlink(self._files.pop(0))
             except FileNotFoundError:
                 pass
+
+    def _next_of_series(self, flags: int) -> str:
+        """Open the first file of the series whose number is free; return its path."""
+        if not self._files and self._number:
+            # The recorder that writes the series has its newest file locked, and keeps the lock until the next is open.
+            newest = self._numbered(self._number)
+            self._fd = os.open(newest, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                self._lock(newest)
+            finally:
+                if self._fd >= 0:
+                    os.close(self._fd)
+                    self._fd = -1
+        while True:
+            self._number += 1
+            path = self._numbered(self._number)
+            try:
+                self._fd = os.open(path, flags | os.O_EXCL, 0o666)
+            except FileExistsError:
+                continue
+            self._lock(path)
+            if self._held >= 0:
+                os.close(self._held)
+            self._held = os.dup(self._fd)
+            return path
+
+    def _lock(self, path: str) -> None:
+        """Refuse a file that another process, or another writer of this one, is recording to."""
+        status = os.fstat(self._fd)
+        if not stat.S_ISREG(status.st_mode):
+            return
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = _locked_by(status)
+            os.close(self._fd)
+            self._fd = -1
+            raise ArgumentError(
+                f"{path} is being recorded to by {owner}; record to another file, or end that recording first"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
 
     def describe(self, text: str) -> None:
         """Add a comment to the head of the file. It counts for the next file where packets are written already."""
@@ -377,7 +438,7 @@ class Writer:
             header = header[:10] + struct.pack("<H", own) + header[12:]
         # The pseudo header (RFC 768, RFC 8200 section 8.1): addresses, length, protocol; then the UDP header itself.
         base = int.from_bytes(addresses + struct.pack(">HH", udp_length, 17) + ports, "little") % 65535
-        header = _ethernet(group) + header
+        header = _ethernet(group, host) + header
         original = len(header) + udp_length
         captured = min(len(header) + 8 + kept, self._snaplen)
         payload = captured - len(header) - 8
@@ -400,7 +461,7 @@ class Writer:
 
         Raises `OSError` when it cannot be written. The file is closed then, after its last whole packet.
         """
-        if self._closed or self._between_files:
+        if self._closed or self._between_files or self._keeps_old:
             return
         self._begin()
         if self._size + self._gathered >= self._full:
@@ -409,6 +470,11 @@ class Writer:
         if self._statistics_due:
             self._add(self._statistics())
         self._put()
+
+    @property
+    def _keeps_old(self) -> bool:
+        """Whether an older recording stands in the file, and there is nothing yet to put in its place."""
+        return self._old and not self._started and not self._statistics_due
 
     def _put(self) -> None:
         data = b"".join(self._blocks)
@@ -450,6 +516,7 @@ class Writer:
         end = self._size + whole
         fd, self._fd = self._fd, -1
         self._closed = True
+        self._release()
         if fd < 0:
             what, where = "The next file cannot be begun", "in those before it"
         else:
@@ -495,14 +562,19 @@ class Writer:
         if self._closed:
             return
         try:
-            if not self._between_files:
+            if not self._between_files and not self._keeps_old:
                 self._begin()
                 self._finish()
         finally:
             self._closed = True
-            fd, self._fd = self._fd, -1
+            self._release()
+
+    def _release(self) -> None:
+        """Close the descriptors, and with them give the lock back."""
+        for fd in (self._fd, self._held):
             if fd >= 0:
                 os.close(fd)
+        self._fd = self._held = -1
 
     def __enter__(self) -> Self:
         return self
@@ -510,13 +582,29 @@ class Writer:
     def __exit__(self, exc_type: object, *exc_info: object) -> None:
         if exc_type is not None and self._fd >= 0 and not self._size and not self.packets:
             # Nothing has begun: it is as if the file had not been opened.
-            os.close(self._fd)
-            self._fd = -1
+            self._release()
             self._closed = True
             if self._new:
                 os.unlink(self.path)
             return
         self.close()
+
+
+def _locked_by(status: os.stat_result) -> str:
+    """Return which process has a file locked, as far as /proc/locks tells (proc(5))."""
+    place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    try:
+        with open("/proc/locks", encoding="ascii") as locks:
+            for line in locks:
+                words = line.split()
+                if len(words) > 5 and words[1] == "FLOCK" and words[5] == place:
+                    if int(words[4]) == os.getpid():
+                        return "this process"
+                    with open(f"/proc/{words[4]}/comm", encoding="utf-8", errors="replace") as comm:
+                        return f"{comm.read().strip()} (pid {words[4]})"
+    except OSError:
+        pass
+    return "another process"
 
 
 def write(path: str | os.PathLike[str], **options: Any) -> Writer:

@@ -5,7 +5,7 @@
   does not cost a system call for each line.
 * What comes from peers is never written as it came: a packet that could move the cursor, or turn the text around, could
   make the terminal lie.
-* Ctrl-C and SIGTERM end the poller's loop and let the command finish its sentence; a second one does not wait.
+* Ctrl-C, SIGTERM and SIGHUP end the poller's loop and let the command finish its sentence; a second one does not wait.
 """
 
 from __future__ import annotations
@@ -369,8 +369,10 @@ def _watch_reader() -> _Reader | None:
 
 @contextmanager
 def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Have Ctrl-C and SIGTERM call `handler` meanwhile."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    """Have Ctrl-C, SIGTERM and a hang-up of the terminal call `handler` meanwhile."""
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # below nohup(1) a hang-up ends nothing
+        numbers.append(signal.SIGHUP)
     try:
         before = [signal.signal(number, handler) for number in numbers]
     except ValueError:  # not in the main thread, where signals do not come anyway

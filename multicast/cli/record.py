@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,7 +84,7 @@ def record(
     """Record groups to a capture file that Wireshark, tcpdump and `multicast replay` open.
 
     Each packet has the time at which the kernel received it, in nanoseconds. The file is brought up to date every
-    second, so that little is lost when the machine fails. GROUP is written as for `multicast listen`.
+    second, and on SIGUSR1. Ctrl-C, SIGTERM and SIGHUP close it. GROUP is written as for `multicast listen`.
     """
     if path == "-":
         raise click.UsageError("-o: give the name of a file; a recording is not written to a pipe")
@@ -126,10 +127,12 @@ def record(
                 lambda: {"packets": file.packets, "bytes": file.bytes, "dropped": dropped()},
             )
             finished = True
+            written = signal.signal(signal.SIGUSR1, lambda number, frame: poller.call_soon(_write_now, file))
             try:
                 with _told_last(file):
                     finished = out.drive(poller, lambda: recorders[0].complete, deadline, writes=out.json)
             finally:
+                signal.signal(signal.SIGUSR1, written)
                 progress.end()
             seconds = time.monotonic() - began
             for recorder in recorders:
@@ -159,6 +162,11 @@ def record(
         out.say(f"nothing arrived. Next: multicast listen {' '.join(map(str, wanted))}")
         return Exit.NO if finished else Exit.INTERRUPTED
     return Exit.YES
+
+
+def _write_now(file: capture.Writer) -> None:
+    if not file.closed:
+        file.flush()
 
 
 @contextmanager

@@ -27,6 +27,6 @@ from .dispatcher import Dispatcher
 from .polling import Poller
 from .polling import _defaultPoller as _defaultPoller
 from .registration import HasFileno, report
-from .timers import Repeater, Timer
+from .timers import Repeater, Timer, load_clock
 
-__all__ = ["Dispatcher", "HasFileno", "Poller", "Repeater", "Timer", "report"]
+__all__ = ["Dispatcher", "HasFileno", "Poller", "Repeater", "Timer", "load_clock", "report"]

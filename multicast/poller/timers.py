@@ -119,6 +119,24 @@ class Schedule(list[tuple[float, int, Timer]]):
             heapq.heappop(self)[2]._run()
 
 
+def load_clock() -> Any:
+    """Load what the first timer would otherwise load, which takes two milliseconds until Python 3.13.
+
+    For programs that send to the microsecond: a replay calls it before its first packet.
+    """
+    if sys.version_info >= (3, 13):
+        return None
+    global _libc
+    if _libc is None:
+        import ctypes
+
+        _libc = ctypes.CDLL(None, use_errno=True)
+    return _libc
+
+
+_libc: Any = None
+
+
 class Alarm:
     """A timerfd(2) on the monotonic clock: a descriptor that becomes readable at a given time.
 
@@ -143,10 +161,10 @@ class Alarm:
     else:
 
         def __init__(self) -> None:
-            # Until 3.13 the standard library has no timerfd; loaded only when a first timer is set.
+            # Until 3.13 the standard library has no timerfd.
             import ctypes
 
-            libc = ctypes.CDLL(None, use_errno=True)
+            libc = load_clock()
             self.fd = libc.timerfd_create(time.CLOCK_MONOTONIC, self._FLAGS)
             if self.fd < 0:
                 number = ctypes.get_errno()
