@@ -871,6 +871,7 @@ def test_a_damaged_file_is_read_alike_with_and_without_runs(name: str, damage: l
 @given(groups=st.lists(st.tuples(st.integers(1, 30), ANY_PACKET), max_size=6))
 def test_alternating_and_repeated_packets_are_read_as_they_are(scratch: Path, groups: list[tuple[int, Packet]]) -> None:
     what = [packet._replace(timestamp=number + 1) for count, packet in groups for number in range(count)]
+    scratch.unlink(missing_ok=True)
     assert readable(written(scratch, what)) == what
 
 

@@ -29,7 +29,7 @@ from ._output import Output, payload, plural, printable, quoted, shown, where
 # kernel may grant less; what it drops is counted and reported.
 _RCVBUF = 4 << 20
 # How long that may take to be read when it is time to stop, in seconds.
-_LAST_LOOK = 0.5
+_LAST_LOOK = 2.0
 # Forged sources must not fill the memory; nobody needs to tell more apart.
 _MOST_SOURCES = 100_000
 
@@ -215,11 +215,13 @@ def listen(
 def _finish(poller: Poller, printers: Sequence[_Printer]) -> None:
     """Take what had arrived when it was time to stop, and not what comes meanwhile: a flood must not keep us."""
     until = time.monotonic() + _LAST_LOOK
-    seen = -1
+    seen, pending = -1, True
     while time.monotonic() < until:
+        # A poll that delivers the rest of a batch may read nothing new, so what was pending before it counts too.
+        before, pending = pending, any(printer.pending for printer in printers)
         poller.poll()
         now = sum(printer.statistics().packets for printer in printers)
-        if now == seen and not any(printer.pending for printer in printers):
+        if now == seen and not before and not pending:
             break
         seen = now
 

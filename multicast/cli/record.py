@@ -95,7 +95,7 @@ def record(
     wanted = list(dict.fromkeys(groups or (Group(),)))
     with Poller() as poller:
         file = capture.Writer(path, snaplen=snaplen, rotate=rotate, keep=keep)
-        with file, wording("--filter"):
+        with file, wording("--filter"), _written_on_signal(poller, file):
             recorders = [
                 capture.Recorder(
                     file,
@@ -127,12 +127,10 @@ def record(
                 lambda: {"packets": file.packets, "bytes": file.bytes, "dropped": dropped()},
             )
             finished = True
-            written = signal.signal(signal.SIGUSR1, lambda number, frame: poller.call_soon(_write_now, file))
             try:
                 with _told_last(file):
                     finished = out.drive(poller, lambda: recorders[0].complete, deadline, writes=out.json)
             finally:
-                signal.signal(signal.SIGUSR1, written)
                 progress.end()
             seconds = time.monotonic() - began
             for recorder in recorders:
@@ -164,9 +162,19 @@ def record(
     return Exit.YES
 
 
-def _write_now(file: capture.Writer) -> None:
-    if not file.closed:
-        file.flush()
+@contextmanager
+def _written_on_signal(poller: Poller, file: capture.Writer) -> Iterator[None]:
+    """Have SIGUSR1 write what is gathered, in the next poll."""
+
+    def write() -> None:
+        if not file.closed:
+            file.flush()
+
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: poller.call_soon(write))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 @contextmanager
