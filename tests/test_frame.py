@@ -34,10 +34,8 @@ LEVELS = {
     "measure": 2,
     "discovery": 3,
     "streams": 3,
-    "feeds": 3,
     "capture": 3,
     "aio": 3,
-    "bridge": 3,
     "testing": 3,
     "doctor": 3,
     "metrics": 3,
@@ -55,13 +53,13 @@ def modules() -> list[Path]:
     return sorted(path for path in PACKAGE.rglob("*.py"))
 
 
-def room(path: Path) -> str:
-    """Return the name by which the table knows a file: a sub-package is one room."""
+def module(path: Path) -> str:
+    """Return the name by which the table knows a file: a sub-package counts as one module."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 def imports(path: Path) -> Iterator[tuple[str, int]]:
-    """Return which rooms of the package a file imports, at any depth, and on which lines."""
+    """Return which modules of the package a file imports, at any depth, and on which lines."""
     home = ("multicast", *path.relative_to(PACKAGE).parent.parts)
     for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Import):
@@ -81,7 +79,7 @@ def imports(path: Path) -> Iterator[tuple[str, int]]:
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_go_down(path: Path) -> None:
-    importer = room(path)
+    importer = module(path)
     if importer == FACADE:
         return
     assert importer in LEVELS, f"{path.name} has no level in this test's table"
@@ -143,7 +141,7 @@ def test_one_room_alone_touches_the_outside(name: str, owner: str) -> None:
     wrong = [
         f"{path.name}:{line}"
         for path in modules()
-        if room(path) != owner
+        if module(path) != owner
         for called, line in calls(path)
         if called == name
     ]
@@ -160,7 +158,7 @@ def test_what_is_written_without_io_imports_nothing_that_does_any(name: str) -> 
 
 
 def test_no_module_has_the_name_of_a_public_function() -> None:
-    assert not {room(path) for path in modules()} & set(multicast.__all__)
+    assert not {module(path) for path in modules()} & set(multicast.__all__)
 
 
 # -- importing -----------------------------------------------------------------------------------------------

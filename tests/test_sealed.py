@@ -238,7 +238,7 @@ def test_numbers_do_not_wrap_but_begin_a_session() -> None:
     assert opened(opener, packets) == [b"last", b"first"]
 
 
-# -- keys 
+# -- keys
 
 
 def test_keys_change_without_a_break() -> None:

@@ -384,7 +384,7 @@ def rules() -> tuple[tuple[Rule, ...], tuple[str, ...]]:
                 silent.append(older)
     text = run("nft", "-j", "list", "ruleset")
     listed = None if text is None else _understood(firewall.from_nft, text)
-    # What iptables has made there it tells in its own words; what it has not it tells as empty chains of its own.
+    # `iptables-nft` lists its own chains in iptables syntax and shows foreign nft chains as empty.
     found += [rule for rule in listed or () if (rule.family, rule.table, rule.chain) not in told]
     if listed is None:
         silent.append("nft")

@@ -590,7 +590,7 @@ class Poller:
     def stop(self) -> None:
         """End `loop` at once, from a handler, a signal handler or another thread. A later `loop` starts afresh.
 
-        Of loops that run inside handlers of each other, all end.
+        Nested loops (a handler that calls `loop`) all end.
         """
         self._stopped = True
         self._stops += 1

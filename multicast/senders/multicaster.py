@@ -315,7 +315,7 @@ class Multicaster(Dispatcher):
                 self._watch(True)
 
     def _detached(self, poller: Poller) -> None:
-        # Whoever registers it again has the socket watched, and a rest that is not over goes on then.
+        # Registering the sender again resumes the remaining pause.
         self._end_rest_timer()
 
     def close(self) -> None:
