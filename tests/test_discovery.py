@@ -1036,3 +1036,63 @@ def test_nobody_can_direct_replies_to_a_group_a_broadcast_address_or_port_0(
     assert statistics.sent == 1
     assert statistics.unanswerable >= 3  # 0.0.0.0 and the two ports; the kernel itself refused the rest
     assert statistics.failed == 1  # the broadcast address of the subnet, which the kernel refuses to send to
+
+
+# -- where requests come from ------------------------------------------------------------------------------------------
+
+
+class Fixed(Responder):
+    """Answers to a port that is not the requester's, as some devices do."""
+
+    def __init__(self, to: int, **options: Any) -> None:
+        super().__init__(**options)
+        self.heard: list[tuple[Any, ...]] = []
+        self._to = to
+
+    def handle_request(self, packet: bytes, addr: Address) -> None:
+        self.heard.append(tuple(addr))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as device:
+            device.sendto(b"here", (addr.host, self._to))
+
+
+def test_a_device_may_answer_to_a_fixed_port(poller: Poller, free_port: int) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        own = probe.getsockname()[1]
+    responder = Fixed(own, ip="239.1.2.3", port=free_port, interface="lo", poller=poller)
+    replies = request(
+        "who?", "239.1.2.3", free_port, interface="lo", source_port=own, limit=1, timeout=5, poller=poller
+    )
+    assert [packet for packet, _ in replies] == [b"here"]
+    assert [addr[1] for addr in responder.heard] == [own]
+
+
+def test_the_port_of_requests_is_shared(free_port: int) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("", 0))
+        port = other.getsockname()[1]
+        replies = request("who?", "239.1.2.3", free_port, interface="lo", source_port=port, timeout=0)
+        assert list(replies) == []
+
+
+def test_requests_come_from_the_address_that_was_asked_for(poller: Poller, free_port: int) -> None:
+    responder = Fixed(1, ip="239.1.2.3", port=free_port, interface="lo", poller=poller)
+    assert list(request("x", "239.1.2.3", free_port, source_ip="127.0.0.1", timeout=0.05, poller=poller)) == []
+    assert [addr[0] for addr in responder.heard] == ["127.0.0.1"]
+
+
+@pytest.mark.parametrize(
+    "options, error",
+    [
+        ({"source_ip": "10.255.1.2"}, InterfaceError),
+        ({"source_ip": "::1"}, GroupError),
+        ({"source_ip": "x"}, GroupError),
+        ({"source_port": 70000}, ArgumentError),
+        ({"source_port": -1}, ArgumentError),
+    ],
+    ids=str,
+)
+def test_a_wrong_place_to_send_from_is_refused(options: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        request("x", "239.1.2.3", 5000, **options)

@@ -457,6 +457,8 @@ def request(
     timeout: float | None = 1.0,
     limit: int | None = None,
     interface: WhichInterfaces = None,
+    source_ip: str | None = None,
+    source_port: int = 0,
 ) -> Replies:
     """Send a request to a group and return its replies, to await all of them or to iterate over them as they come.
 
@@ -470,7 +472,14 @@ def request(
     The request is sent now, and replies are awaited until `timeout` seconds have passed or `limit` of them have come.
     The arguments and the errors are those of `multicast.discovery.request`.
     """
-    return Replies((packet, ip, port, ttl), {"timeout": timeout, "limit": limit, "interface": interface})
+    options = {
+        "timeout": timeout,
+        "limit": limit,
+        "interface": interface,
+        "source_ip": source_ip,
+        "source_port": source_port,
+    }
+    return Replies((packet, ip, port, ttl), options)
 
 
 class _Answering(Responder):

@@ -59,6 +59,10 @@ class _Asking(Requester):
 @click.option("--first", is_flag=True, help="Stop at the first reply.")
 @click.option("--want", type=click.IntRange(min=1), metavar="N",
               help="Stop when N replies have come, and exit with 1 when fewer came.")
+@click.option("--source-ip", metavar="IP", help="Send from this address of this host.")
+@click.option("--source-port", type=click.IntRange(1, 65535), metavar="PORT",
+              help="Send from this port and receive replies there, for devices that answer to a fixed port. Other"
+                   " programs may have it as well.")
 @ttl_option
 @interfaces_option("Send by this interface: a name, an index, an address, several with commas or by several -i. Left"
                    " out, by each that is up and can do multicast.")
@@ -68,6 +72,8 @@ def request(
     deadline: float,
     first: bool,
     want: int | None,
+    source_ip: str | None,
+    source_port: int | None,
     ttl: int,
     interfaces: list[str] | None,
 ) -> Exit:
@@ -96,6 +102,8 @@ def request(
             timeout=deadline,
             limit=want,
             interface=interfaces or list(group.interfaces) or None,
+            source_ip=source_ip,
+            source_port=source_port or 0,
             poller=poller,
         )
         finished = out.drive(poller, lambda: requester.closed)

@@ -15,12 +15,13 @@ from typing import Any, Self
 
 from multicast import batch, sockets
 from multicast.batch import Address
-from multicast.errors import ArgumentError, NoReply, check_amount, describe
-from multicast.interfaces import interfaces
+from multicast.errors import ArgumentError, GroupError, NoReply, check_amount, check_number, describe
+from multicast.interfaces import Interface, interfaces, resolve
 from multicast.listeners import DatagramListener
 from multicast.poller import Poller, Timer
 from multicast.senders import destination
 from multicast.sockets import DEFAULT_IP, DEFAULT_PORT, WhichInterfaces
+from multicast.sockets.groups import parse_address, plain
 
 from .rules import Exchange, arrival
 
@@ -61,6 +62,10 @@ class Requester(DatagramListener):
     `handle_timeout` is called, and the requester closes unless that has sent another; None waits for ever. `rcvbuf`
     asks for a receive buffer of so many bytes, for the replies of many.
 
+    `source_ip` is the address of this host that requests come from, on an interface with several. `source_port` is the
+    port they come from and replies are received at, for devices that answer to a fixed port of the requester; other
+    programs may have the port as well, and then the socket that was bound last gets the replies.
+
     It is registered with `poller`, by default the default poller, and uses its clock. Raises `GroupError`,
     `ArgumentError`, `InterfaceError`, `PacketTypeError`, `PacketSizeError`, and `OSError` with advice.
     """
@@ -77,6 +82,8 @@ class Requester(DatagramListener):
         timeout: float | None = 1.0,
         limit: int | None = None,
         interface: WhichInterfaces = None,
+        source_ip: str | None = None,
+        source_port: int = 0,
         rcvbuf: int | None = None,
         poller: Poller | None = None,
     ) -> None:
@@ -88,13 +95,16 @@ class Requester(DatagramListener):
         self._exchange = Exchange(limit)
         self._failing: set[int] = set()  # the interfaces by which the last request was not sent
         self._request_packet = None if packet is None else batch.encode(packet, self.group.longest)
-        self._wanted_ways = (ttl, interface)
+        check_number("source_port", source_port, 0, 65535)
+        self._wanted_ways = (ttl, interface if source_ip is None else _from(source_ip, interface, self.group))
         self._look_around()
         self._batches_left: int | None = None  # None while the time is not over
         #: The reply that `handle_reply` is called with, or was called with last.
         self.reply: Reply | None = None
         self._check_arguments(None, _LONGEST)
-        opened = sockets.open_unicast(self.group.table.everywhere, 0, ttl=ttl, rcvbuf=rcvbuf, details=True)
+        opened = sockets.open_unicast(
+            self.group.table.everywhere, source_port, ttl=ttl, rcvbuf=rcvbuf, details=True, shared=source_port != 0
+        )
         self._take_over(opened, _LONGEST, None, None, True, poller)
         if self._request_packet is not None:
             self.ask()
@@ -324,6 +334,8 @@ def request(
     timeout: float | None = 1.0,
     limit: int | None = None,
     interface: WhichInterfaces = None,
+    source_ip: str | None = None,
+    source_port: int = 0,
     rcvbuf: int | None = None,
     poller: Poller | None = None,
 ) -> Replies:
@@ -345,9 +357,34 @@ def request(
     """
     return Replies(
         _Gatherer(
-            packet, ip, port, ttl, timeout=timeout, limit=limit, interface=interface, rcvbuf=rcvbuf, poller=poller
+            packet,
+            ip,
+            port,
+            ttl,
+            timeout=timeout,
+            limit=limit,
+            interface=interface,
+            source_ip=source_ip,
+            source_port=source_port,
+            rcvbuf=rcvbuf,
+            poller=poller,
         )
     )
+
+
+def _from(source_ip: str, interface: WhichInterfaces, to: sockets.Endpoint) -> str:
+    """Return the address that requests come from, which names their interface too. Raises what `Requester` raises."""
+    source = plain(parse_address(source_ip, "source_ip"))
+    if (":" in source) != (":" in to.address):
+        raise GroupError(f"source_ip {source} and {to.address} are not of one family")
+    found = resolve(source)
+    wanted = () if interface is None else [interface] if isinstance(interface, str | int | Interface) else interface
+    others = [one for one in wanted if one != "all" and resolve(one).index != found.index]
+    if others:
+        raise ArgumentError(
+            f"source_ip {source} is an address of {found.name}, and interface is {others[0]}; leave one of them out"
+        )
+    return source
 
 
 def _name(index: int) -> str:

@@ -222,12 +222,14 @@ def open_unicast(
     details: bool = False,
     program: Program = (),
     bursts: bool = False,
+    shared: bool = False,
 ) -> socket.socket:
-    """Open a non-blocking socket of one's own at a unicast address of this host, shared with nobody.
+    """Open a non-blocking socket at a unicast address of this host. No other program can have the port meanwhile.
 
     `ip` may be ``0.0.0.0`` or ``::`` for all addresses, `port` 0 for any free one. It is not connected, so it hears
     answers from anywhere. `ttl` is for what is sent from it to groups, `hops` (1 to 255) the same for single hosts;
-    `program` and `bursts` are for `set_up_receiver`.
+    `program` and `bursts` are for `set_up_receiver`. With `shared` other programs may have the port as well; of several
+    sockets there the one that was bound last gets what comes by unicast.
     Raises `ArgumentError`, `GroupError` and `OSError` with advice; nothing stays open then.
     """
     address = parse_address(ip, "address")
@@ -247,7 +249,8 @@ def open_unicast(
         if hops is not None:
             opened.setsockopt(table.level, table.hops, hops)
         set_up_receiver(opened, rcvbuf, details, program, bursts)
-        bind(opened, (plain(address), port) if table is IPV4 else (plain(address), port, 0, scope))
+        sockaddr = (plain(address), port) if table is IPV4 else (plain(address), port, 0, scope)
+        (_bind_shared if shared else bind)(opened, sockaddr)
     except BaseException:
         opened.close()
         raise
