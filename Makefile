@@ -68,7 +68,7 @@ fuzz: .venv/fuzz/done
 # With the peers that are measured, and the C module, which is what most of it is about.
 .venv/bench/done: setup.cfg setup.py benchmarks/requirements.txt $(wildcard multicast/*.c) | python
 	$(PYTHON) -m venv .venv/bench
-	MULTICAST_REQUIRE_EXT=1 .venv/bench/bin/python -m pip install --quiet --disable-pip-version-check --editable .
+	MULTICAST_REQUIRE_EXT=1 .venv/bench/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[secure]'
 	for peer in $$(sed 's/#.*//' benchmarks/requirements.txt); do \
 	    .venv/bench/bin/python -m pip install --quiet --disable-pip-version-check "$$peer" \
 	    || echo "$$peer cannot be installed here, and is left out"; \

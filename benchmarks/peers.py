@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+#: The key of sealed packets.
+KEY = bytes(range(32))
 _RCVBUF = 64 << 20
 _SO_RCVBUFFORCE, _SO_MEMINFO = 33, 55
 
@@ -69,9 +71,13 @@ def ours(kind: str, group: str, port: int, count: int) -> None:
         def handle_packet(self, packet: bytes, addr: multicast.Address) -> None:
             self.count += 1
 
-    filter = None
+    filter = seal = None
     if "literal" in words:
         filter = rb"match-this"
+    if "sealed" in words or "forged" in words:
+        from multicast.sealed import Seal
+
+        seal = Seal(KEY)
     poller = multicast.Poller()
     listener = Counter(
         filter,
@@ -82,19 +88,21 @@ def ours(kind: str, group: str, port: int, count: int) -> None:
         details="details" in words,
         offload="offload" in words,
         kernel_filter="unfiltered" not in words,
+        seal=seal,
         poller=poller,
     )
 
     def drain() -> tuple[int, int]:
         listener.count = 0
-        wanted = count // 100 if filter else count
+        few = filter is not None or "forged" in words  # one packet in a hundred is delivered
+        wanted = count // 100 if few else count
         poll = poller.poll
         start = time.perf_counter_ns()
         while listener.count < wanted:
             poll()
         took = time.perf_counter_ns() - start
-        if filter:
-            poll()  # what the expression refuses after the last match belongs to the round, but is seldom any
+        if few:
+            poll()  # what is refused after the last that is delivered belongs to the round, but is seldom any
         return took, listener.count
 
     # With a filter in the kernel its counter mixes drops and refusals, so the listener's own is asked.
@@ -285,7 +293,23 @@ def send(kind: str, group: str, port: int, count: int) -> None:
             put(packet, to)
         return time.perf_counter_ns() - start, count
 
-    rounds(ours if kind == "ours" else loop, lambda: 0)
+    def one(sender: multicast.Sender) -> tuple[int, int]:
+        put = sender.send
+        start = time.perf_counter_ns()
+        for packet in packets:
+            put(packet)
+        return time.perf_counter_ns() - start, count
+
+    if kind.startswith("one"):
+        seal = None
+        if kind == "one-sealed":
+            from multicast.sealed import Seal
+
+            seal = Seal(KEY)
+        with multicast.Sender(group, port, interface="lo", seal=seal) as sender:
+            rounds(lambda: one(sender), lambda: 0)
+    else:
+        rounds(ours if kind == "ours" else loop, lambda: 0)
 
 
 # -- echoes --------------------------------------------------------------------------------------------------

@@ -23,11 +23,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from multicast.sealed import Seal
+
 HERE = Path(__file__).resolve().parent
 GROUP = "239.255.42.42"
 FIRST_PORT = 20000
 SIZE = 64
 UDP_SEGMENT = 103
+KEY = bytes(range(32))  # that of peers.py
 
 
 @dataclass
@@ -341,6 +344,50 @@ class Bench:
         self.row("filter: in Python", outside, "ns/packet sent")
         self.row("filter: in the kernel", inside, "ns/packet sent", ("in Python", outside, at_least(40)))
 
+    def sealed(self) -> None:
+        """What opening adds to receiving, sealing to sending, and what a flood of forged packets costs."""
+        count, rounds = (5000, 8) if self.quick else (5000, 30)
+        sealer = Seal(KEY).sealer()
+
+        def fill(peer: Peer) -> None:
+            if "sealed" in peer.name:
+                self.fill(peer.port, [sealer.seal(bytes(SIZE)) for _ in range(count)])
+            else:
+                self.fill(peer.port, [bytes(SIZE)] * count)
+
+        peers = [self.peer("ours", "c", count, name="plain"), self.peer("ours", "c-sealed", count, name="sealed")]
+        found = self.alternate(peers, rounds, fill, lambda peer: count)
+        plain, opened = found["plain"], found["sealed"]
+        self.row("sealed: receive plain packets", plain, "ns/packet")
+        self.row("sealed: receive and open", opened, "ns/packet", ("plain", plain, None))
+        self.figure("sealed: opening alone", opened - plain, "ns/packet", at_most(1500))
+
+        def few(peer: Peer) -> None:
+            real = [sealer.seal(b"match-this".ljust(SIZE)) for _ in range(count)]
+            if "forged" in peer.name:
+                forged = [packet if number % 100 == 99 else packet[:-1] + bytes([packet[-1] ^ 1])
+                          for number, packet in enumerate(real)]
+                self.fill(peer.port, forged)
+            else:
+                other = (b"some other").ljust(SIZE)
+                self.fill(peer.port, [b"match-this" if number % 100 == 99 else other for number in range(count)])
+
+        peers = [
+            self.peer("ours", "c-literal-unfiltered", count, name="refused by a filter"),
+            self.peer("ours", "c-forged", count, name="forged"),
+        ]
+        found = self.alternate(peers, rounds, few, lambda peer: count // 100)
+        refused, forged = (found[name] / 100 for name in ("refused by a filter", "forged"))
+        self.row("sealed: refuse by a filter", refused, "ns/packet sent")
+        self.row("sealed: refuse forged packets", forged, "ns/packet sent", ("by a filter", refused, at_most(1.5)))
+
+        peers = [self.peer("send", "one", count, name="plain"), self.peer("send", "one-sealed", count, name="sealed")]
+        found = self.alternate(peers, rounds, lambda peer: None, lambda peer: count)
+        plain, sealed = found["plain"], found["sealed"]
+        self.row("sealed: Sender.send of one plain packet", plain, "ns/packet")
+        self.row("sealed: Sender.send of one sealed packet", sealed, "ns/packet", ("plain", plain, None))
+        self.figure("sealed: sealing alone", sealed - plain, "ns/packet", at_most(1500))
+
     def sending(self) -> None:
         count, rounds = (20000, 8) if self.quick else (20000, 25)
         members: list[socket.socket] = []
@@ -485,6 +532,7 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
     "awaited": Bench.awaited,
     "lcm": Bench.receive_lcm,
     "filter": Bench.filters,
+    "sealed": Bench.sealed,
     "send": Bench.sending,
     "latency": Bench.round_trips,
     "many": Bench.thousand,

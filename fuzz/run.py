@@ -21,7 +21,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 SECONDS = int(os.environ.get("FUZZ_SECONDS", "600"))
-PYTHON_TARGETS = ["group", "framers", "captures", "measures", "replies", "details", "chat", "expressions"]
+PYTHON_TARGETS = ["group", "framers", "captures", "measures", "replies", "details", "chat", "expressions", "seals"]
 
 
 def clang() -> str | None:

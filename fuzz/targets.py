@@ -31,7 +31,7 @@ if __name__ == "__main__":
 
 
 with instrument():
-    from multicast import batch, capture, filters, measure, streams
+    from multicast import batch, capture, filters, measure, sealed, streams
     from multicast.capture import reading
     from multicast.cli import chat as chatting
     from multicast.discovery import rules
@@ -317,6 +317,48 @@ def _python_form() -> Any:
 with instrument():
     python_batch = batch if batch.ENGINE == "python" else _python_form()
 
+def _sealed_packets() -> tuple[Any, Any, list[bytes]]:
+    """Return a seal, a clock, and packets of it that have been opened but for the last."""
+    now = [1_700_000_000.0]
+
+    def clock() -> float:
+        return now[0]
+
+    seal = sealed.Seal(bytes(range(32)), sessions=4, window=64)
+    sealer = seal.sealer(clock)
+    return seal, clock, [sealer.seal(b"open the door %d" % number) for number in range(3)]
+
+
+def seals(data: bytes) -> None:
+    """Whatever is done to a sealed packet, it does not open, and nothing is remembered of it.
+
+    The input says which genuine packet it begins with, where it is cut, and what replaces its bytes.
+    """
+    seal, clock, genuine = _sealed_packets()
+    opener = seal.opener(clock)
+    assert opener.open_all(genuine[:2]) == [b"open the door 0", b"open the door 1"]
+    given = Bytes(data)
+    packets = []
+    while given and len(packets) < 8:
+        packet = bytearray(genuine[given.number() % 3])
+        for _ in range(given.number() % 4):
+            place = given.number() % len(packet)
+            packet[place : place + 1] = given.take(1)
+        packets.append(bytes(packet[: len(packet) - given.number() % 64]) + given.take(given.number() % 5))
+    packets.append(given.rest())
+    before = [(name, state.highest, bytes(state.seen), state.latest) for name, state in opener._sessions.items()]
+    wanted = [b"open the door 2" if packet == genuine[2] and packet not in packets[:place] else None
+              for place, packet in enumerate(packets)]
+    assert opener.open_all(packets) == wanted
+    assert sum(opener.rejected) == wanted.count(None)
+    if not any(wanted):
+        after = [(name, state.highest, bytes(state.seen), state.latest) for name, state in opener._sessions.items()]
+        assert before == after
+    for packet in packets:
+        assert opener.open_reply(packet, {packet[18:24]: bytes(8)}) is None
+        sealed.header(packet)
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "group": group,
     "framers": framers,
@@ -326,6 +368,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "details": details,
     "chat": chat,
     "expressions": expressions,
+    "seals": seals,
 }
 
 if __name__ == "__main__":

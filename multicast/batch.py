@@ -192,10 +192,11 @@ class Writer:
         self.offload = offload
 
 
-def encode(packet: object, longest: int = 65507) -> bytes:
+def encode(packet: object, longest: int = 65507, overhead: int = 0) -> bytes:
     """Return `packet` as it goes on the wire: text as UTF-8, bytes as they are, other buffers copied.
 
-    Raises `PacketTypeError` for anything else and `PacketSizeError` for more than `longest` bytes.
+    Raises `PacketTypeError` for anything else and `PacketSizeError` for more than `longest` bytes, of which `overhead`
+    are added later.
     """
     if isinstance(packet, bytes):
         data = packet
@@ -208,11 +209,12 @@ def encode(packet: object, longest: int = 65507) -> bytes:
             raise PacketTypeError(
                 f"a packet is bytes-like or text, not {type(packet).__name__} ({packet!r:.60})"
             ) from None
-    if len(data) > longest:
+    if len(data) + overhead > longest:
         unbroken = 1472 if longest <= 65507 else 1452  # 1500 less the headers; 65527 is the longest payload of IPv6
+        sealed = " when sealed" if overhead else ""
         raise PacketSizeError(
-            f"{len(data)} bytes do not fit in one UDP packet ({longest} at most; up to {unbroken} avoid fragments on"
-            " Ethernet); split it into several"
+            f"{len(data)} bytes do not fit in one UDP packet{sealed} ({longest - overhead} at most; up to"
+            f" {unbroken - overhead} avoid fragments on Ethernet); split it into several"
         )
     return data
 

@@ -51,6 +51,12 @@ class ArgumentError(MulticastError, ValueError):
     """An argument is outside its range; the message names it and shows its value."""
 
 
+def check_seal(seal: object) -> None:
+    """Raise `ArgumentError` unless `seal` is a `sealed.Seal` or None."""
+    if seal is not None and not hasattr(seal, "sealer"):
+        raise ArgumentError(f"seal is a multicast.sealed.Seal, made of a key, not {type(seal).__name__}")
+
+
 def check_number(name: str, value: object, least: int = 1, most: int | None = None, *, of: str = "") -> int:
     """Return the argument `name` when it is a whole number from `least` to `most`, None meaning any.
 

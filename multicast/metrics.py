@@ -130,21 +130,30 @@ class _Collector:
             self._labelled.add(labels)
         return labels
 
+    def _values(self, counted: Any) -> dict[_Key, float]:
+        """Return what one object has counted; packets that did not open by cause."""
+        statistics = counted.statistics()
+        kind, labels = kind_of(statistics), self._labels(counted)
+        found = dict(samples(statistics, kind, labels))
+        if hasattr(counted, "rejected"):
+            found.pop((f"{kind}_rejected", True, labels), None)
+            causes = counted.rejected
+            if causes is not None:
+                found.update(samples(causes._asdict(), f"{kind}_rejected", labels))
+        return found
+
     def _read(self) -> dict[_Key, float]:
         """Return the sums of all that was counted."""
         present: dict[int, tuple[object, dict[_Key, float]]] = {}
         for counted in self._objects():
             if id(counted) in present:
                 continue
-            statistics = counted.statistics()
-            found = dict(samples(statistics, kind_of(statistics), self._labels(counted)))
-            present[id(counted)] = (counted, found)
+            present[id(counted)] = (counted, self._values(counted))
         for identity, (counted, _) in self._last.items():
             if identity in present:
                 continue
             # Statistics stay readable after closing, and may hold more than at the last reading.
-            statistics = counted.statistics()  # type: ignore[attr-defined]
-            values = dict(samples(statistics, kind_of(statistics), self._labels(counted)))
+            values = self._values(counted)
             if not getattr(counted, "closed", True):  # unregistered for a while
                 present[identity] = (counted, values)
                 continue

@@ -1,20 +1,19 @@
 """Sealed packets: only members of a group can read and make them, and each is taken once (extra ``secure``).
 
-A `Seal` holds the key that the members share. A sender has a `Sealer`, and a receiver an `Opener`, each for itself::
+A `Seal` holds the key that the members share. Senders and listeners take it as an argument::
 
     from multicast import sealed
 
     seal = sealed.Seal.from_file("group.key")
-    sealer = seal.sealer()
-    multicast.sendto(sealer.seal(b"open the door"), "239.1.2.3", 5000)
+    multicast.sendto("open the door", "239.1.2.3", 5000, seal=seal)
 
     class Door(multicast.MulticastListener):
-        opener = seal.opener()
-
         def handle_packet(self, packet, addr):
-            plain = self.opener.open(packet)
-            if plain is not None:
-                print(plain)
+            print(packet)  # plain; packets that do not open are counted, and do not come here
+
+    Door(ip="239.1.2.3", port=5000, seal=seal)
+
+Other programs use a `Sealer` for each sender and an `Opener` for each receiver.
 
 The cryptography is that of the package cryptography: AES-256-GCM or ChaCha20-Poly1305 (RFC 5116, RFC 8439) and HKDF
 with SHA-256 (RFC 5869). This module has the format, the sessions and the windows against replay:
@@ -22,52 +21,61 @@ with SHA-256 (RFC 5869). This module has the format, the sessions and the window
 ====== ===== =====================================================================================
 offset bytes
 ====== ===== =====================================================================================
-0      1     version 1 in the upper four bits; the suite in the lower: 1 AES-256-GCM, 2 ChaCha20-Poly1305
+0      1     version 1 in the upper four bits; in the lower the suite, 1 AES-256-GCM,
+             2 ChaCha20-Poly1305, and 8 more for a reply
 1      3     the id of the key, derived from it
 4      8     the session, random: of one sealer in one process
 12     6     the number of the packet in its session, from 0
-18     6     when it was sealed, in milliseconds since 1970 by the sender's clock
+18     6     when it was sealed, in milliseconds since 1970 by the sender's clock; in a reply the
+             number of the request
 24           the payload, encrypted
-end    16    the tag, over the header and the payload
+end    16    the tag, over the header and the payload; in a reply over the session of the request
+             as well
 ====== ===== =====================================================================================
 
-Numbers are big-endian. Each session has its own key, HKDF of the group's key with the session as info, and the number
-of the packet is its nonce. So no nonce is used twice under one key, whatever the number of senders, restarts and forks:
-a forked child begins a new session, and so does a sealer that has used all numbers.
+Numbers are big-endian. Each session has its own key, HKDF of the group's key with the session as info. The nonce is
+bytes 12 to 24 of the header, which begin with the number of the packet. So no nonce is used twice under one key,
+whatever the number of senders, restarts and forks: a forked child begins a new session, and so does a sealer that has
+used all numbers.
 
 A receiver accepts each number of a session once, within a window that allows for reordering (RFC 3711 section 3.3.2,
-RFC 4303 section 3.4.3), and no packet that was sealed more than `max_age` seconds before or after its own time. Nothing
-is remembered of a packet before its tag has been verified.
+RFC 4303 section 3.4.3), and no packet that was sealed more than `max_age` seconds before or after its own time. A reply
+is accepted for a request of the receiver alone, and so needs no time. Nothing is remembered of a packet before its tag
+has been verified.
 """
 
 from __future__ import annotations
 
 import os
-import secrets
 import stat
-import struct
+import sys
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Self
 
+from .batch import encode
 from .errors import ArgumentError, check_amount, check_number
 
-__all__ = ["OVERHEAD", "SUITES", "Opener", "Rejected", "Seal", "Sealer", "new_key_file"]
+__all__ = ["OVERHEAD", "SUITES", "Header", "Opener", "Rejected", "Seal", "Sealer", "header", "new_key_file"]
 
-_HEADER = struct.Struct(">I8sHIHI")  # version, suite and key; session; number and time, each in two parts
+_HEADER = 24
 #: How many bytes longer a sealed packet is than what is in it.
-OVERHEAD = _HEADER.size + 16
+OVERHEAD = _HEADER + 16
 _VERSION = 1
 #: The suites by name, with their number in the header.
 SUITES = {"aes-256-gcm": 1, "chacha20-poly1305": 2}
+# What a reply has in the first byte of its header besides.
+_REPLY = 8
 _KEY_SIZE = 32
-# The last number that a session gives to a packet.
-_LAST_NUMBER = (1 << 48) - 1
-# How many keys of sessions that are not known are derived a second, and how many at once after a pause. It takes ten
-# times as long as opening, so a flood of packets with invented sessions would cost ten times as much as one of others.
-_DERIVED, _DERIVED_AT_ONCE = 500.0, 500.0
+# In the nonce, 12 bytes, the number of the packet stands above the time, which has these bits.
+_LOW = (1 << 48) - 1
+_STEP = 1 << 48
+_NO_NUMBER = 1 << 96
+# How many keys of sessions that are not known are derived a second, once as many as the table holds were derived at
+# once. It takes ten times as long as opening, so a flood of packets with invented sessions would cost ten times as much
+# as one of others.
+_DERIVED = 500.0
 
 # Raised in a forked child. A sealer with another number begins a new session.
 _generation = 0
@@ -84,7 +92,7 @@ os.register_at_fork(after_in_child=_forked)
 class Rejected(NamedTuple):
     """How many packets an `Opener` has not opened, by cause."""
 
-    #: Too short, or of another version or suite.
+    #: Too short, or of another version or suite; a reply where none is awaited, and a packet where replies are.
     not_sealed: int = 0
     #: Sealed with a key that is not among the accepted ones.
     unknown_key: int = 0
@@ -92,10 +100,16 @@ class Rejected(NamedTuple):
     forged: int = 0
     #: The number was accepted before.
     replayed: int = 0
-    #: Sealed too long before or after the time of this host, below the window, or before its session was forgotten.
+    #: Sealed too long before or after the time of this host, below the window, or before its session was forgotten; a
+    #: reply to a request that is not waited for.
     too_old: int = 0
     #: Of a session that is not known, while too many of these came.
     limited: int = 0
+    #: Longer than the receiver's `mtu`, and so without its tag.
+    cut: int = 0
+
+
+_NOT_SEALED, _UNKNOWN_KEY, _FORGED, _REPLAYED, _TOO_OLD, _LIMITED, _CUT = range(len(Rejected._fields))
 
 
 class _Secret:
@@ -104,11 +118,16 @@ class _Secret:
     def __init__(self, key: bytes, suite: int) -> None:
         if not isinstance(key, bytes | bytearray) or len(key) != _KEY_SIZE:
             found = f"{len(key)} bytes" if isinstance(key, bytes | bytearray) else type(key).__name__
-            raise ArgumentError(f"a key is {_KEY_SIZE} random bytes, not {found}; `new_key_file` makes one")
+            raise ArgumentError(
+                f"a key is {_KEY_SIZE} random bytes, not {found}; `multicast key FILE` makes one, and Seal.from_file"
+                " reads it"
+            )
         self._key = bytes(key)
         self.suite = suite
-        #: Version, suite and key as they stand in the header.
-        self.first = _VERSION << 28 | suite << 24 | int.from_bytes(self._derive(b"key id", 3), "big")
+        key_id = self._derive(b"key id", 3)
+        #: How the header of a packet begins, and that of a reply: version, suite and key.
+        self.packet = bytes((_VERSION << 4 | suite,)) + key_id
+        self.reply = bytes((_VERSION << 4 | _REPLY | suite,)) + key_id
 
     def _derive(self, info: bytes, length: int) -> bytes:
         from cryptography.hazmat.primitives.hashes import SHA256
@@ -131,17 +150,20 @@ class Seal:
     `key` is 32 random bytes, which all members have. `suite` is ``aes-256-gcm`` or ``chacha20-poly1305``; both ends
     must have the same, as nothing is negotiated. `accept` are further keys whose packets are opened, so that keys can
     be changed without a break: first every receiver accepts the new one, then the senders use it, then the old one
-    goes.
+    is dropped.
 
     `max_age` is how many seconds the time in a packet may differ from that of this host, either way: clocks of the
-    members may differ by that, less the time on the way. With None any time will do; then a packet that was recorded is
-    accepted by a receiver that starts later. `window` is how many numbers a packet may be behind the highest one of its
-    session, 64 to 65536. `sessions` is how many senders are kept apart.
+    members may differ by that, less the time on the way. With None any time is accepted; then a receiver that starts
+    later accepts a packet that was recorded. `window` is how many numbers a packet may be behind the highest one of its
+    session, 64 to 65536; a session takes as many bytes of memory. `sessions` is how many senders are kept apart.
 
     Raises `ArgumentError`, and `ModuleNotFoundError` without the package cryptography.
 
-    A seal shows its keys to nobody: it cannot be pickled, and its text does not hold them.
+    The text of a seal does not hold its keys, and it cannot be pickled.
     """
+
+    #: How many bytes longer a sealed packet is.
+    overhead = OVERHEAD
 
     def __init__(
         self,
@@ -178,8 +200,13 @@ class Seal:
         """
         return cls(read_key_file(path), **options)
 
+    @property
+    def key_id(self) -> str:
+        """The id of the key, which is in the header of each packet: 6 hexadecimal digits."""
+        return self._own.packet[1:].hex()
+
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.suite}, key {self._own.first & 0xFFFFFF:06x}>"
+        return f"<{type(self).__name__} {self.suite}, key {self.key_id}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise TypeError("a Seal is not pickled, as its key would be in the clear; make it again from its key file")
@@ -196,9 +223,6 @@ class Seal:
 class Sealer:
     """Seals the packets of one sender; made by `Seal.sealer`. Threads may share it."""
 
-    #: How many bytes longer a sealed packet is.
-    overhead = OVERHEAD
-
     def __init__(self, secret: _Secret, clock: Callable[[], float]) -> None:
         self._secret = secret
         self._clock = clock
@@ -211,26 +235,82 @@ class Sealer:
         self._begin_session()
 
     def _begin_session(self) -> None:
-        self._session = secrets.token_bytes(8)
-        self._encrypt = self._secret.cipher(self._session).encrypt
-        self._next = 0
+        session = os.urandom(8)
+        encrypt = self._secret.cipher(session).encrypt
+        self._state: tuple[bytes, bytes, Callable[..., bytes]] = self._secret.packet + session, session, encrypt
+        self._next = 0  # the next number, where it stands in the nonce
 
-    def seal(self, packet: bytes) -> bytes:
-        """Return a packet sealed: its number is given to no other."""
+    def _number(self) -> tuple[int, bytes, Callable[..., bytes]]:
+        """Return the next number, where it stands in the nonce, and its session: for replies, which are seldom."""
         if self._generation != _generation:
             self._renew()
         with self._lock:
-            if self._next > _LAST_NUMBER:
-                self._begin_session()
             number = self._next
-            self._next = number + 1
-            session, encrypt = self._session, self._encrypt
-        sealed_at = int(self._clock() * 1000)
-        header = _HEADER.pack(
-            self._secret.first, session, number >> 32, number & 0xFFFFFFFF, sealed_at >> 32, sealed_at & 0xFFFFFFFF
-        )
-        sealed: bytes = encrypt(b"\0\0\0\0\0\0" + header[12:18], packet, header)
-        return header + sealed
+            if number == _NO_NUMBER:
+                self._begin_session()
+                number = 0
+            self._next = number + _STEP
+            _, session, encrypt = self._state
+        return number, session, encrypt
+
+    def seal(self, packet: bytes) -> bytes:
+        """Return a packet sealed: its number is given to no other."""
+        return self.encode(packet, sys.maxsize)
+
+    def encode(self, packet: object, longest: int = 65507) -> bytes:
+        """Return `packet`, bytes-like or text, sealed, as `batch.encode` returns it plain.
+
+        Raises `PacketTypeError`, and `PacketSizeError` for a packet that is longer than `longest` bytes when sealed.
+        """
+        if type(packet) is not bytes or len(packet) + OVERHEAD > longest:
+            packet = encode(packet, longest, OVERHEAD)
+        if self._generation != _generation:
+            self._renew()
+        # What `_number` does, without a call.
+        with self._lock:
+            number = self._next
+            if number == _NO_NUMBER:
+                self._begin_session()
+                number = 0
+            self._next = number + _STEP
+            head, _, encrypt = self._state
+        nonce = (number | int(self._clock() * 1000)).to_bytes(12, "big")
+        header = head + nonce
+        return header + encrypt(nonce, packet, header)
+
+    def seal_reply(self, packet: bytes, request: bytes) -> bytes:
+        """Return the reply to a request, sealed so that the sender of the request alone accepts it, and for it alone.
+
+        `request` is what `reference` returned for the sealed request.
+        """
+        number, session, encrypt = self._number()
+        nonce = number.to_bytes(12, "big")[:6] + request[8:]
+        header = self._secret.reply + session + nonce
+        return header + encrypt(nonce, packet, header + request[:8])
+
+
+class Header(NamedTuple):
+    """What the header of a sealed packet says; nothing of it is verified."""
+
+    #: The id of the key, 6 hexadecimal digits.
+    key_id: str
+    #: When it was sealed, in seconds since 1970 by the sender's clock.
+    sealed_at: float
+
+
+def header(packet: bytes) -> Header | None:
+    """Return the header of a packet that looks sealed, of which the first 40 bytes are enough, or None.
+
+    A payload that happens to begin so passes as well: one in 128 does, if its bytes are random.
+    """
+    if len(packet) < OVERHEAD or packet[0] >> 4 != _VERSION or packet[0] & 15 not in SUITES.values():
+        return None
+    return Header(packet[1:4].hex(), int.from_bytes(packet[18:_HEADER], "big") / 1000)
+
+
+def reference(packet: bytes) -> bytes:
+    """Return what a reply to this sealed packet refers to it by: its session and number, 14 bytes."""
+    return packet[4:18]
 
 
 class _Session:
@@ -238,19 +318,48 @@ class _Session:
 
     __slots__ = ("decrypt", "highest", "latest", "seen")
 
-    def __init__(self, decrypt: Callable[[bytes, bytes, bytes], bytes]) -> None:
+    def __init__(self, decrypt: Callable[[bytes, bytes, bytes], bytes], window: int) -> None:
         self.decrypt = decrypt
         self.highest = -1
-        self.seen = 0  # bit n: the number `highest` - n has come
+        self.seen = bytearray(window)  # 1 at the remainder of each number that has come
         self.latest = 0  # the latest time of a packet of it, in milliseconds
+
+    def refused(self, number: int) -> int | None:
+        """Return why a packet with this number is not accepted: it is below the window, or has come; or None."""
+        window = len(self.seen)
+        if self.highest - number >= window:
+            return _TOO_OLD
+        return _REPLAYED if number <= self.highest and self.seen[number % window] else None
+
+    def note(self, number: int) -> None:
+        """Note that a number has come, which is not below the window."""
+        seen = self.seen
+        window = len(seen)
+        ahead = number - self.highest
+        if ahead > 0:
+            if ahead > window:
+                seen[:] = bytes(window)
+            elif ahead > 1:
+                # The numbers in between have not come.
+                first, last = (self.highest + 1) % window, number % window
+                if first <= last:
+                    seen[first:last] = bytes(last - first)
+                else:
+                    seen[first:] = bytes(window - first)
+                    seen[:last] = bytes(last)
+            self.highest = number
+        seen[number % window] = 1
 
 
 class Opener:
-    """Opens the packets of a group for one receiver; made by `Seal.opener`.
+    """Opens the packets of a group for one receiver; made by `Seal.opener`. One thread uses it at a time.
 
     The table of sessions is bounded. When a session makes room for another, the time of its last packet is kept, and
     packets of sessions that are not known are accepted only if they were sealed later.
     """
+
+    #: How many bytes longer a sealed packet is.
+    overhead = OVERHEAD
 
     def __init__(
         self,
@@ -262,15 +371,17 @@ class Opener:
     ) -> None:
         from cryptography.exceptions import InvalidTag
 
-        self._secrets = {secret.first: secret for secret in secrets}
+        secrets = list(secrets)
+        self._of_packets = {secret.packet: secret for secret in secrets}
+        self._of_replies = {secret.reply: secret for secret in secrets}
         self._max_age = None if max_age is None else int(max_age * 1000)
         self._window = window
         self._most = sessions
         self._clock = clock
         self._invalid = InvalidTag
-        self._sessions: OrderedDict[bytes, _Session] = OrderedDict()
+        self._sessions: dict[bytes, _Session] = {}
         self._forgotten = -1  # the latest time of a packet of a session that has made room
-        self._allowance = _DERIVED_AT_ONCE
+        self._at_once = self._allowance = float(sessions)
         self._allowed_at = clock()
         self._rejected = [0] * len(Rejected._fields)
 
@@ -283,70 +394,121 @@ class Opener:
         self._rejected[cause] += 1
         return None
 
+    def reject_cut(self, count: int) -> None:
+        """Count packets that the receiver has cut, so that they cannot be opened."""
+        self._rejected[_CUT] += count
+
     def open(self, packet: bytes) -> bytes | None:
-        """Return what is in a sealed packet, or None where it is not to be taken; that is counted with its cause."""
-        if len(packet) < OVERHEAD:
-            return self._reject(0)
-        first, session, number_high, number, time_high, sealed_at = _HEADER.unpack_from(packet)
-        number |= number_high << 32
-        sealed_at |= time_high << 32
-        secret = self._secrets.get(first)
-        if secret is None:
-            return self._reject(1 if first >> 24 in self._kinds else 0)
+        """Return what is in a sealed packet, or None where it is not accepted; that is counted with its cause."""
+        return self.open_all((packet,))[0]
+
+    def open_all(self, packets: Iterable[bytes]) -> list[bytes | None]:
+        """Return what `open` returns for each of `packets`, which takes less time for many."""
         now = self._clock()
-        if self._max_age is not None and abs(now * 1000 - sealed_at) > self._max_age:
-            return self._reject(4)
-        # The key is part of the name: a session under another key is another session.
+        sessions, window = self._sessions, self._window
+        if self._max_age is None:
+            oldest, newest = 0, _LOW
+        else:
+            oldest, newest = int(now * 1000) - self._max_age, int(now * 1000) + self._max_age
+        opened: list[bytes | None] = []
+        for packet in packets:
+            # The key is part of the name: a session under another key is another session.
+            state = sessions.get(packet[:12])
+            nonce = packet[12:_HEADER]
+            number = int.from_bytes(nonce, "big")
+            sealed_at = number & _LOW
+            number >>= 48
+            known = state is not None
+            if state is None or len(packet) < OVERHEAD:
+                cause = self._kind(packet, self._of_packets)
+                if cause is None and not self._forgotten < sealed_at:
+                    cause = _TOO_OLD
+                if cause is not None:
+                    opened.append(self._reject(cause))
+                    continue
+            if not oldest <= sealed_at <= newest:
+                opened.append(self._reject(_TOO_OLD))
+                continue
+            if state is None:
+                state = self._begin(self._of_packets, packet[:12], now)
+                if state is None:
+                    opened.append(self._reject(_LIMITED))
+                    continue
+            elif number <= state.highest:
+                cause = state.refused(number)
+                if cause is not None:
+                    opened.append(self._reject(cause))
+                    continue
+            try:
+                plain = state.decrypt(nonce, packet[_HEADER:], packet[:_HEADER])
+            except self._invalid:
+                opened.append(self._reject(_FORGED))
+                continue
+            # It is genuine: from here on it may change what is remembered.
+            if not known:
+                self._remember(packet[:12], state)
+            if number == state.highest + 1:
+                state.highest = number
+                state.seen[number % window] = 1
+            else:
+                state.note(number)
+            if sealed_at > state.latest:
+                state.latest = sealed_at
+            opened.append(plain)
+        return opened
+
+    def open_reply(self, packet: bytes, requests: Mapping[bytes, bytes]) -> bytes | None:
+        """Return what is in a reply to one of `requests`, or None where it is not accepted; that is counted.
+
+        `requests` gives the session, 8 bytes, of each request that is waited for, by its number, 6 bytes: the two parts
+        of its `reference`.
+        """
+        cause = self._kind(packet, self._of_replies)
+        if cause is not None:
+            return self._reject(cause)
+        asked = requests.get(packet[18:_HEADER])
+        if asked is None:
+            return self._reject(_TOO_OLD)
         name = packet[:12]
-        known = self._sessions.get(name)
-        if known is None:
-            if sealed_at <= self._forgotten:
-                return self._reject(4)
-            if not self._may_derive(now):
-                return self._reject(5)
-            state = _Session(secret.cipher(session).decrypt)
-        else:
-            state = known
-            behind = state.highest - number
-            if behind >= self._window:
-                return self._reject(4)
-            if behind >= 0 and state.seen >> behind & 1:
-                return self._reject(3)
-        header = packet[:24]
+        number = int.from_bytes(packet[12:18], "big")
+        state = self._sessions.get(name)
+        known = state is not None
+        if state is None:
+            state = self._begin(self._of_replies, name, self._clock())
+            if state is None:
+                return self._reject(_LIMITED)
+        elif (cause := state.refused(number)) is not None:
+            return self._reject(cause)
         try:
-            plain = state.decrypt(b"\0\0\0\0\0\0" + header[12:18], packet[24:], header)
+            plain = state.decrypt(packet[12:_HEADER], packet[_HEADER:], packet[:_HEADER] + asked)
         except self._invalid:
-            return self._reject(2)
-        # It is genuine: from here on it may change what is remembered.
-        if known is None:
+            return self._reject(_FORGED)
+        if not known:
             self._remember(name, state)
-        ahead = number - state.highest
-        if ahead > 0:
-            state.seen = (state.seen << ahead | 1) & (1 << self._window) - 1 if ahead < self._window else 1
-            state.highest = number
-        else:
-            state.seen |= 1 << -ahead
-        if sealed_at > state.latest:
-            state.latest = sealed_at
+        state.note(number)
         return plain
 
-    @property
-    def _kinds(self) -> set[int]:
-        """Version and suite of the keys that are accepted."""
-        return {first >> 24 for first in self._secrets}
+    def _kind(self, packet: bytes, wanted: Mapping[bytes, _Secret]) -> int | None:
+        """Return why a packet is none of those sealed with one of `wanted`, or None."""
+        if len(packet) < OVERHEAD:
+            return _NOT_SEALED
+        if packet[:4] in wanted:
+            return None
+        return _UNKNOWN_KEY if packet[0] in {head[0] for head in wanted} else _NOT_SEALED
 
-    def _may_derive(self, now: float) -> bool:
-        self._allowance = min(_DERIVED_AT_ONCE, self._allowance + max(0.0, now - self._allowed_at) * _DERIVED)
+    def _begin(self, secrets: Mapping[bytes, _Secret], name: bytes, now: float) -> _Session | None:
+        """Return the session of this name, not remembered yet; None while too many are begun."""
+        self._allowance = min(self._at_once, self._allowance + max(0.0, now - self._allowed_at) * _DERIVED)
         self._allowed_at = now
         if self._allowance < 1:
-            return False
+            return None
         self._allowance -= 1
-        return True
+        return _Session(secrets[name[:4]].cipher(name[4:]).decrypt, self._window)
 
     def _remember(self, name: bytes, state: _Session) -> None:
         if len(self._sessions) >= self._most:
             # The one that was begun first: to move each that is heard to the end would cost something for each packet.
-            _, oldest = self._sessions.popitem(last=False)
+            oldest = self._sessions.pop(next(iter(self._sessions)))
             self._forgotten = max(self._forgotten, oldest.latest)
         self._sessions[name] = state
 
@@ -362,7 +524,7 @@ def new_key_file(path: str | os.PathLike[str]) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "w", encoding="ascii") as file:
         os.fchmod(fd, 0o600)  # whatever the umask
-        file.write(secrets.token_hex(_KEY_SIZE) + "\n")
+        file.write(os.urandom(_KEY_SIZE).hex() + "\n")
 
 
 def read_key_file(path: str | os.PathLike[str]) -> bytes:
@@ -381,6 +543,7 @@ def read_key_file(path: str | os.PathLike[str]) -> bytes:
         key = b""
     if len(key) != _KEY_SIZE:
         raise ArgumentError(
-            f"{os.fspath(path)} holds no key, which is {2 * _KEY_SIZE} hexadecimal digits; `new_key_file` makes one"
+            f"{os.fspath(path)} holds no key, which is {2 * _KEY_SIZE} hexadecimal digits; `multicast key FILE` makes"
+            " one"
         )
     return key

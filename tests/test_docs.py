@@ -16,6 +16,7 @@ import pytest
 import test_frame
 
 import multicast
+from multicast import sealed
 from multicast.cli import COMMANDS, _app
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +39,13 @@ def command_lines() -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("page, line", list(command_lines()))
-def test_every_command_line_shown_is_understood(page: str, line: str) -> None:
+def test_every_command_line_shown_is_understood(
+    page: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "--key" in line:
+        pytest.importorskip("cryptography", reason="cryptography is not installed")
+        sealed.new_key_file(tmp_path / "group.key")
+        monkeypatch.chdir(tmp_path)
     shell = "|<>&;"
     words = shlex.shlex(line, posix=True, punctuation_chars=shell)
     words.whitespace_split = True

@@ -42,7 +42,8 @@ LEVELS = {
     "cli": 4,
     "__main__": 5,
 }
-SIDEWAYS = {("sockets", "interfaces"), ("aio", "discovery")}
+# Senders and listeners name the type of a seal, and do not import it when they run.
+SIDEWAYS = {("sockets", "interfaces"), ("aio", "discovery"), ("senders", "sealed"), ("listeners", "sealed")}
 PRIVATE = {"_batch": "batch"}  # and who alone may import it
 # What is written without I/O, and so can be tested with a loop.
 WITHOUT_IO = ("discovery/rules.py", "streams/framers.py")

@@ -152,3 +152,19 @@ def test_the_dashboard_asks_for_metrics_that_exist(poller: multicast.Poller, fre
     there = {name for name, _ in values(metrics.collector(poller, meters))}
     sender.close()
     assert asked <= there
+
+
+def test_packets_that_did_not_open_are_told_by_cause(poller: multicast.Poller) -> None:
+    pytest.importorskip("cryptography", reason="cryptography is not installed")
+    from multicast.sealed import Seal
+
+    with helpers.Keeper(ip=GROUP, port=5000, interface="lo", seal=Seal(bytes(32)), poller=poller) as keeper:
+        plain = helpers.Keeper(ip=GROUP, port=5000, interface="lo", poller=poller)
+        multicast.sendto("not sealed", GROUP, 5000, 0)
+        helpers.settle(poller, lambda: keeper.statistics().rejected and plain.packets)
+        found = values(metrics.collector(poller))
+        plain.close()
+    counted = [(dict(labels), value) for (name, labels), value in found.items() if name.endswith("rejected_total")]
+    causes = {labels["cause"]: value for labels, value in counted}
+    assert causes.pop("not_sealed") == 1
+    assert set(causes.values()) == {0}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import random
-import struct
 import threading
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,7 @@ def test_a_known_packet_is_made_with_cryptography_alone() -> None:
     session, number, time = bytes(range(100, 108)), 0x010203040506, 1_700_000_000_123
     header = b"\x11" + derive(b"key id", 3) + session + number.to_bytes(6, "big") + time.to_bytes(6, "big")
     key = derive(b"session" + session, 32)
-    packet = header + AESGCM(key).encrypt(number.to_bytes(12, "big"), b"open the door", header)
+    packet = header + AESGCM(key).encrypt(header[12:], b"open the door", header)
     assert Seal(KEY).opener(lambda: time / 1000).open(packet) == b"open the door"
 
 
@@ -65,8 +64,8 @@ def test_a_packet_that_was_made_elsewhere_is_opened() -> None:
 
 
 VECTOR = bytes.fromhex(
-    "1127111aa1a2a3a4a5a6a7a8000000000007018bcfe5687b367fc5bce68e0d616129f759acc9a82f"
-    "bc044b774dbaba2c8e8c095d9f"
+    "1127111aa1a2a3a4a5a6a7a8000000000007018bcfe5687bc0d7ec052595d8679a8ad08bc82e86fc"
+    "e5326c74eba824862f630a4e00"
 )
 
 
@@ -117,7 +116,7 @@ def test_each_cause_is_counted() -> None:
     suite = Seal(KEY, suite="chacha20-poly1305").sealer(clock).seal(b"x")
     assert opened(opener, [packet, packet, forged, old, foreign, suite, b"plain text", b""]) == [b"x"] + 7 * [None]
     # The forged one has the number of one that was accepted, which is looked at first.
-    assert opener.rejected == Rejected(not_sealed=3, unknown_key=1, forged=0, replayed=2, too_old=1, limited=0)
+    assert opener.rejected == Rejected(not_sealed=3, unknown_key=1, forged=0, replayed=2, too_old=1)
 
 
 def test_reordering_up_to_the_window_is_accepted_and_each_number_once() -> None:
@@ -189,8 +188,8 @@ def test_forged_sessions_do_not_fill_the_table_and_cost_a_bounded_number_of_keys
     for number in range(2000):
         opener.open(packet[:4] + number.to_bytes(8, "big") + packet[12:])
     assert len(opener._sessions) == 1
-    assert len(derived) <= 500
-    assert opener.rejected.limited >= 1500
+    assert len(derived) <= 1024
+    assert opener.rejected.limited >= 900
     assert opener.open(packet) == b"x", "a session that is known goes on"
     clock.advance(0.1)
     assert opener.open(seal.sealer(clock).seal(b"y")) == b"y", "and a new one begins a moment later"
@@ -230,7 +229,7 @@ def test_senders_threads_restarts_and_forks_share_no_number() -> None:
 def test_numbers_do_not_wrap_but_begin_a_session() -> None:
     seal = Seal(KEY)
     sealer, opener = seal.sealer(), seal.opener()
-    sealer._next = sealed._LAST_NUMBER
+    sealer._next = sealed._NO_NUMBER - sealed._STEP
     packets = [sealer.seal(b"last"), sealer.seal(b"first")]
     assert packets[0][12:18] == b"\xff" * 6
     assert packets[1][12:18] == bytes(6)
@@ -304,7 +303,3 @@ def test_a_group_can_be_sealed(poller: multicast.Poller, free_port: int) -> None
         sender.send([packet, packet, b"forged" * 10])
     helpers.settle(poller, lambda: len(found) == 3)
     assert found == [b"open the door", None, None]
-
-
-def test_the_header_is_as_long_as_the_text_says() -> None:
-    assert struct.calcsize(">I8sHIHI") == 24 == OVERHEAD - 16

@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack, overloa
 from multicast import batch
 from multicast.batch import Address
 from multicast.discovery import Reply, Requester, Responder
-from multicast.errors import check_number
+from multicast.errors import check_number, check_seal
 from multicast.filters import Filter, ShardKey
 from multicast.listeners import HasAddress, MulticastListener, Newest, Statistics
 from multicast.poller import Poller
+from multicast.sealed import Seal
 from multicast.senders import Transmission, as_packets, destination
 from multicast.sockets import DEFAULT_IP, DEFAULT_PORT, WhichInterface, WhichInterfaces, open_sender, takes_bursts
 
@@ -216,6 +217,7 @@ def listen(
     kernel_filter: bool = True,
     offload: bool = False,
     latest: bool = False,
+    seal: Seal | None = None,
 ) -> Packets: ...
 
 
@@ -235,6 +237,7 @@ def listen(
     kernel_filter: bool = True,
     offload: bool = False,
     latest: bool = False,
+    seal: Seal | None = None,
 ) -> Packets: ...
 
 
@@ -253,6 +256,7 @@ def listen(
     kernel_filter: bool = True,
     offload: bool = False,
     latest: bool = False,
+    seal: Seal | None = None,
 ) -> Packets:
     """Return the packets of a group, as an async context manager to iterate over.
 
@@ -279,6 +283,7 @@ def listen(
         "kernel_filter": kernel_filter,
         "offload": offload,
         "latest": latest,
+        "seal": seal,
     }
     return Packets(limit, (filter, ip, port, mtu), options)
 
@@ -301,8 +306,11 @@ class Sender:
         source_port: int = 0,
         loopback: bool = True,
         offload: bool = True,
+        seal: Seal | None = None,
     ) -> None:
+        check_seal(seal)
         self._to = destination(ip, port)
+        self._encode = None if seal is None else seal.sealer().encode
         self._wakers: set[Callable[[], object]] = set()  # of the tasks that wait for room
         self._socket, sockaddr = open_sender(
             self._to, ttl, interface=interface, source_ip=source_ip, source_port=source_port, loopback=loopback
@@ -316,7 +324,11 @@ class Sender:
         their packets mix.
         """
         backend = _backend()
-        transmission = Transmission(self._writer, self._to, as_packets(packets))
+        source = as_packets(packets)
+        encode = self._encode
+        if encode is not None:
+            source = (encode(packet, self._to.longest) for packet in source)
+        transmission = Transmission(self._writer, self._to, source)
         try:
             for pause in transmission:
                 if pause is None:
@@ -359,6 +371,7 @@ async def sendto(
     source_port: int = 0,
     loopback: bool = True,
     offload: bool = True,
+    seal: Seal | None = None,
 ) -> int:
     """Send packets to a group and return how many, as `multicast.sendto` does, letting other tasks run meanwhile."""
     async with Sender(
@@ -370,6 +383,7 @@ async def sendto(
         source_port=source_port,
         loopback=loopback,
         offload=offload,
+        seal=seal,
     ) as sender:
         return await sender.send(packets)
 
@@ -459,6 +473,7 @@ def request(
     interface: WhichInterfaces = None,
     source_ip: str | None = None,
     source_port: int = 0,
+    seal: Seal | None = None,
 ) -> Replies:
     """Send a request to a group and return its replies, to await all of them or to iterate over them as they come.
 
@@ -478,6 +493,7 @@ def request(
         "interface": interface,
         "source_ip": source_ip,
         "source_port": source_port,
+        "seal": seal,
     }
     return Replies((packet, ip, port, ttl), options)
 
@@ -523,6 +539,7 @@ class _ResponderOptions(TypedDict, total=False):
     shard_key: ShardKey
     ignore: Iterable[HasAddress]
     silence: float | None
+    seal: Seal | None
     per_source: float
     total: float
     longest: int
@@ -572,8 +589,8 @@ async def responder(
     `await handler(packet, addr)` returns the reply to a request, or None for no reply. At most `concurrent` handlers
     run at the same time; further requests wait in the kernel's buffer. What a handler raises is raised in the task
     inside the context. The keywords `filter`, `interface`, `sources` or `exclude`, `rcvbuf`, `kernel_filter`,
-    `offload`, `shard`, `shard_key`, `ignore`, `per_source`, `total`, `longest` and `ttl`, the limits and the errors are
-    those of `multicast.discovery.Responder`::
+    `offload`, `shard`, `shard_key`, `ignore`, `seal`, `per_source`, `total`, `longest` and `ttl`, the limits and the
+    errors are those of `multicast.discovery.Responder`::
 
         async def answer(packet, addr):
             return await look_up(packet)
@@ -614,12 +631,14 @@ async def create_multicast_endpoint(
     mtu: int = 65535,
     rcvbuf: int | None = None,
     loopback: bool = True,
+    seal: Seal | None = None,
 ) -> tuple[MulticastTransport, _Protocol]:
     """Join a group for code written against `asyncio.DatagramProtocol`; return `(transport, protocol)`.
 
     `datagram_received(data, addr)` is called for packets to the group and for answers to what was sent.
     `transport.sendto(data)` without an address goes to the group, by `interface` and with `ttl`; with an address it
-    goes there. Nothing is connected, so answers from anywhere arrive. Runs on asyncio and uvloop; the rest is as in
+    goes there. Nothing is connected, so answers from anywhere arrive. With `seal` all that is sent is sealed, answers
+    too, and what arrives is opened. Runs on asyncio and uvloop; the rest is as in
     `loop.create_datagram_endpoint`.
     """
     from ._endpoint import open_endpoint
@@ -634,4 +653,5 @@ async def create_multicast_endpoint(
         mtu=mtu,
         rcvbuf=rcvbuf,
         loopback=loopback,
+        seal=seal,
     )

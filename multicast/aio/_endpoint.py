@@ -15,6 +15,7 @@ from multicast.batch import Address
 from multicast.errors import GroupError
 from multicast.listeners import MulticastListener
 from multicast.poller import Dispatcher, Poller
+from multicast.sealed import Seal
 from multicast.senders import destination
 from multicast.sockets import Endpoint, Group, WhichInterface, open_sender
 
@@ -72,9 +73,15 @@ class _Private(Dispatcher):
             return False
         if not packets:  # an error waits in the queue, behind none that receiving would meet
             batch.drain_errors(self._reader.socket)
-        for packet, addr in zip(packets, addresses, strict=True):
-            self._transport._protocol.datagram_received(packet, addr)
-        return len(packets) >= batch.LIMIT
+        more = len(packets) >= batch.LIMIT
+        if self._transport._group.rejected is not None:
+            opened = self._transport._group._open_all(packets, addresses)
+        else:
+            opened = [*packets]
+        for packet, addr in zip(opened, addresses, strict=True):
+            if packet is not None:
+                self._transport._protocol.datagram_received(packet, addr)
+        return more
 
     def send(self, packet: bytes, sockaddr: tuple[Any, ...]) -> bool:
         """Send at once if the kernel has room; return whether it had."""
@@ -100,11 +107,12 @@ class _Private(Dispatcher):
 class MulticastTransport(asyncio.DatagramTransport):
     """What `create_multicast_endpoint` returns: sends to the group, and to whoever is named."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, protocol: asyncio.DatagramProtocol) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, protocol: asyncio.DatagramProtocol, seal: Seal | None) -> None:
         super().__init__()
         self._loop = loop
         self._protocol = protocol
         self._poller = Poller()
+        self._encode = batch.encode if seal is None else seal.sealer().encode
         self._closing = False
         self._paused = False
 
@@ -165,7 +173,7 @@ class MulticastTransport(asyncio.DatagramTransport):
         of the network reach the protocol's `error_received`.
         """
         private = self._private
-        packet = batch.encode(data, self._group.group.longest)
+        packet = self._encode(data, self._group.group.longest)
         sockaddr = private.sockaddr if addr is None else _sockaddr(tuple(addr), self._family)
         if self._closing:
             return
@@ -234,11 +242,12 @@ def open_endpoint(
     mtu: int,
     rcvbuf: int | None,
     loopback: bool,
+    seal: Seal | None,
 ) -> tuple[MulticastTransport, _Protocol]:
     """Open what `create_multicast_endpoint` returns."""
     loop = asyncio.get_running_loop()
     protocol = protocol_factory()
-    transport = MulticastTransport(loop, protocol)
+    transport = MulticastTransport(loop, protocol, seal)
     sender = open_sender(destination(ip, port), ttl, interface=interface, loopback=loopback)
     listener = {
         "ip": ip,
@@ -247,6 +256,7 @@ def open_endpoint(
         "interface": interface,
         "sources": sources,
         "rcvbuf": rcvbuf,
+        "seal": seal,
     }
     transport._open(listener, sender)
     return transport, protocol

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
+from itertools import compress
 from typing import Any
 
 from multicast import batch
 from multicast.batch import Address
-from multicast.errors import check_number
+from multicast.errors import ArgumentError, check_number
 from multicast.filters import Filter
 from multicast.listeners import MulticastListener
 from multicast.poller import Poller, Timer, report
+from multicast.sealed import Seal
 from multicast.sockets import DEFAULT_IP, DEFAULT_PORT, WhichInterfaces
 
 from .writing import Writer
@@ -32,8 +34,9 @@ class Recorder(MulticastListener):
 
     `path` is where the file is to be, or a `Writer` that several recorders share, one for each group; they leave its
     closing to whoever made it. `snaplen`, `rotate` and `keep` are those of `Writer`. Recording ends when the file has
-    `limit` packets. `rcvbuf`, in bytes, is how much the kernel may keep while the program is busy elsewhere. The other
-    arguments are those of `MulticastListener`.
+    `limit` packets. With `seal` (a `sealed.Seal`) it has the packets that open, as they are when opened, or with
+    `keep_sealed` as they came. `rcvbuf`, in bytes, is how much the kernel may keep while the program is busy elsewhere.
+    The other arguments are those of `MulticastListener`.
 
     The file is brought up to date once a second, and by `close`, which also takes what waits in the kernel. It says
     which groups were joined and how many packets the kernel had to drop. A disk that is full ends the recording: the
@@ -63,10 +66,15 @@ class Recorder(MulticastListener):
         sources: Iterable[str] | None = None,
         exclude: Iterable[str] | None = None,
         rcvbuf: int | None = _RCVBUF,
+        seal: Seal | None = None,
+        keep_sealed: bool = False,
         poller: Poller | None = None,
     ) -> None:
         if limit is not None:
             check_number("limit", limit, of="packets")
+        if keep_sealed and seal is None:
+            raise ArgumentError("keep_sealed is for packets that a seal opens; give seal=, or leave keep_sealed out")
+        self._keep_sealed = keep_sealed
         super().__init__(
             filter,
             ip,
@@ -78,6 +86,7 @@ class Recorder(MulticastListener):
             rcvbuf=rcvbuf,
             details=True,
             kernel_filter=False,
+            seal=seal,
             poller=poller,
         )
         # After the joins, for they may fail, and an old recording be lost for nothing.
@@ -104,6 +113,11 @@ class Recorder(MulticastListener):
         self._record()
         return self._socket_reader.packets - before >= batch.LIMIT
 
+    def _open_all(self, packets: list[bytes], addresses: list[Address]) -> list[bytes | None]:
+        opened = super()._open_all(packets, addresses)
+        self._opened_sealed = [packet for packet, data in zip(packets, opened, strict=True) if data is not None]
+        return opened
+
     def handle_packet(self, packet: bytes, addr: Address) -> object:
         """Write one packet. The poller's packets are written by the batch, and do not come by here."""
         self.file.extend([packet], [addr], self.group.address, self.group.port)
@@ -118,11 +132,16 @@ class Recorder(MulticastListener):
         packets, addrs = batch.receive(self._socket_reader)
         if not packets:
             return False
+        kept = packets
+        if self._opener is not None:
+            packets, addrs = self._open_packets(packets, addrs)
+            kept = self._opened_sealed if self._keep_sealed else packets
         accept = self._passes_filter
         if accept is not None:
-            passed = [pair for pair in zip(packets, addrs, strict=True) if accept(*pair)]
-            self._filter_refused += len(packets) - len(passed)
-            packets, addrs = [packet for packet, _ in passed], [addr for _, addr in passed]
+            passed = [accept(*pair) for pair in zip(packets, addrs, strict=True)]
+            kept, addrs = list(compress(kept, passed)), list(compress(addrs, passed))
+            self._filter_refused += len(packets) - len(kept)
+        packets = kept
         if self._limit is not None:
             room = max(0, self._limit - file.packets)
             self._unread_forgotten += max(0, len(packets) - room)

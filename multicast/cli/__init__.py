@@ -27,6 +27,7 @@ COMMANDS = {
     "interfaces": "show the interfaces of this host, and the groups joined",
     "record": "record groups to a capture file",
     "replay": "send the packets of a capture file as they were recorded",
+    "key": "make a key for sealed packets",
     "demo": "show the library at work, without a network",
     "completion": "print what completes commands in a shell",
 }

@@ -32,7 +32,7 @@ import sys
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -48,6 +48,10 @@ from ._app import command, deadline_option, interfaces_option, parse_group, ttl_
 from ._errors import Exit
 from ._keyboard import Editor, Keyboard, typing
 from ._output import Output, plural, printable, where
+from ._sealing import key_option
+
+if TYPE_CHECKING:
+    from multicast.sealed import Seal
 
 # In characters; what is longer is cut, on both sides.
 _NAME, _TEXT = 30, 1000
@@ -244,13 +248,21 @@ class Conversation(MulticastListener):
     """Takes part in the room of a group."""
 
     def __init__(
-        self, room: Room, screen: Screen, group: Group, ttl: int, interfaces: list[str] | None, poller: Poller
+        self,
+        room: Room,
+        screen: Screen,
+        group: Group,
+        ttl: int,
+        interfaces: list[str] | None,
+        seal: Seal | None,
+        poller: Poller,
     ) -> None:
         chosen = interfaces or list(group.interfaces) or None
         self._ways, _ = sockets.ways(group, ttl, chosen)
         super().__init__(
-            None, group.address, group.port, _MTU, interface=chosen, sources=group.sources, poller=poller
+            None, group.address, group.port, _MTU, interface=chosen, sources=group.sources, seal=seal, poller=poller
         )
+        self._sealer = None if seal is None else seal.sealer()
         self._present = room
         self._screen = screen
         self._sending = sockets.open_unicast(group.table.everywhere, 0, ttl=ttl)
@@ -266,6 +278,8 @@ class Conversation(MulticastListener):
         """Send by each interface; it is enough that one takes it."""
         packet = self._present.packet(kind, text)
         failures: list[OSError] = []
+        if self._sealer is not None:
+            packet = self._sealer.seal(packet)
         for way in self._ways:
             try:
                 sockets.send_by(
@@ -328,13 +342,19 @@ class Conversation(MulticastListener):
 
 
 def _multicast(
-    out: Output, name: str, group: Group, ttl: int, interfaces: list[str] | None, deadline: float | None
+    out: Output,
+    name: str,
+    group: Group,
+    ttl: int,
+    interfaces: list[str] | None,
+    seal: Seal | None,
+    deadline: float | None,
 ) -> Exit:
     room = Room(name)
     with Poller() as poller, typing() as editor:
         screen = Screen(out, editor)
         try:
-            with Conversation(room, screen, group, ttl, interfaces, poller) as conversation:
+            with Conversation(room, screen, group, ttl, interfaces, seal, poller) as conversation:
                 places = ", ".join(printable(interface.name) for interface in conversation.interfaces)
                 screen.note(f"you are {printable(name)} in {conversation.group} on {places}; /who, /quit or Ctrl-D")
                 keyboard = Keyboard(poller, editor, screen.draw, conversation.say)
@@ -525,6 +545,7 @@ def _user() -> str:
 @interfaces_option("Talk on this interface: a name, an index, an address, several with commas or by several -i, or all."
                    " Left out, all that are up and can do multicast.")
 @deadline_option("Leave after so many seconds, and not at the end of the input.")
+@key_option("Seal what is said")
 def chat(
     out: Output,
     where: str,
@@ -533,14 +554,17 @@ def chat(
     ttl: int,
     interfaces: list[str] | None,
     deadline: float | None,
+    seal: Seal | None,
 ) -> Exit:
     """Talk to the people in a group, without a server; or over TCP, with one.
 
     Everybody who has joined the same group hears everybody else; --ttl says how far that goes. What you type is sent
     line by line. /who tells who is here; /quit, Ctrl-D or Ctrl-C leaves. Anybody in the network can listen, and can
-    speak under any name.
+    speak under any name, unless a --key keeps it to those who have the key.
     """
     over_tcp = where.lower().startswith("tcp://")
+    if seal is not None and (over_tcp or serve is not None):
+        raise click.UsageError("--key seals packets of groups; a chat over TCP has none")
     if serve is not None:
         if where or name:
             raise click.UsageError("--serve is the server, which takes no part itself: leave GROUP and --name out")
@@ -554,4 +578,4 @@ def chat(
         group = parse_group(where) if where else Group()
     except GroupError as error:
         raise click.BadParameter(f"{error}; a server is written tcp://HOST:PORT") from None
-    return _multicast(out, name, group, ttl, interfaces, deadline)
+    return _multicast(out, name, group, ttl, interfaces, seal, deadline)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +14,10 @@ from multicast.sockets import Group
 from ._app import GROUP, SECONDS, command, interfaces_option
 from ._errors import Exit, in_options
 from ._output import Output, columns, plural, printable, where
+from ._sealing import key_option
+
+if TYPE_CHECKING:
+    from multicast.sealed import Seal
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red", "skip": "dim"}
 _WORDS = {"ok": "ok", "warn": "warn", "fail": "FAIL", "skip": "skip"}
@@ -34,8 +39,14 @@ _WORDS = {"ok": "ok", "warn": "warn", "fail": "FAIL", "skip": "skip"}
               help="Who should send them: an address, several by several --from. Left out, anybody.")
 @click.option("-w", "--deadline", type=SECONDS, metavar="SECONDS", default=5.0, show_default=True,
               help="How long to look. Meanwhile there should be traffic.")
+@key_option("Compare the packets")
 def doctor(
-    out: Output, group: Group, interfaces: list[str] | None, sources: tuple[str, ...], deadline: float
+    out: Output,
+    group: Group,
+    interfaces: list[str] | None,
+    sources: tuple[str, ...],
+    deadline: float,
+    seal: Seal | None,
 ) -> Exit:
     """Find out why nothing arrives.
 
@@ -56,6 +67,7 @@ def doctor(
             source=sources or None,
             wait=deadline,
             progress=watch.tell,
+            seal=seal,
         )
     finally:
         watch.clear()

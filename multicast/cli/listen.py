@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,6 +24,10 @@ from ._app import (
 )
 from ._errors import Exit, wording
 from ._output import Output, payload, plural, printable, quoted, shown, where
+from ._sealing import counted, key_option, not_opened
+
+if TYPE_CHECKING:
+    from multicast.sealed import Seal
 
 # What a slow terminal or disk may be behind before the kernel drops packets: two seconds of a 16 Mbit/s stream. The
 # kernel may grant less; what it drops is counted and reported.
@@ -135,6 +139,7 @@ class _Printer(MulticastListener):
               help="Exit with 1 when fewer than N packets came. With neither -c nor -w, stop when they have come.")
 @interfaces_option("Listen on this interface: a name, an index, an address, several with commas or by several -i, or"
                    " all. Left out, all that are up and can do multicast.")
+@key_option("Open the packets")
 def listen(
     out: Output,
     groups: tuple[Group, ...],
@@ -145,6 +150,7 @@ def listen(
     deadline: float | None,
     expect: int | None,
     interfaces: list[str] | None,
+    seal: Seal | None,
 ) -> Exit:
     """Print what arrives from groups, one line for each packet.
 
@@ -172,6 +178,7 @@ def listen(
                     sources=group.sources,
                     rcvbuf=_RCVBUF,
                     details=True,
+                    seal=seal,
                     poller=poller,
                 )
                 for group in dict.fromkeys(groups or (Group(),))
@@ -200,10 +207,14 @@ def listen(
             seconds=round(seconds, 6),
             dropped=dropped,
             filtered=filtered,
+            **counted(*printers),
         )
+    unopened = not_opened(*printers)
+    if unopened:
+        out.say(unopened)
     if listening.packets or dropped:
         out.say(_summary(listening, seconds, filtered, dropped))
-    else:
+    elif not unopened:
         out.say(_nothing(groups, seconds, filtered, expression))
     if listening.packets >= (1 if expect is None else expect):
         return Exit.YES

@@ -7,7 +7,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Sequence as Seq
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -38,6 +38,10 @@ from . import COMMANDS
 from ._app import GROUP, SECONDS, command, count_option, deadline_option, interfaces_option, ttl_option
 from ._errors import Exit, in_words
 from ._output import Output, host_of, plural, printable, where
+from ._sealing import counted, key_option, not_opened
+
+if TYPE_CHECKING:
+    from multicast.sealed import Seal
 
 # What a `Responder` answers to one address in a second, and to all.
 _PER_SOURCE, _TOTAL = 50, 500
@@ -61,12 +65,15 @@ def _identity(number: int) -> str:
 class PingResponder(Responder):
     """Answers pings, and prints which, unless it is to be `quiet`."""
 
-    def __init__(self, out: Output, *, ttl: int = 1, quiet: bool = False, **options: Any) -> None:
+    def __init__(
+        self, out: Output, *, ttl: int = 1, quiet: bool = False, seal: Seal | None = None, **options: Any
+    ) -> None:
         self._out = out
+        self._seal = seal
         self._quiet = quiet
         self._ttl = ttl
         self._hearing = Hearing(socket.gethostname())
-        super().__init__(PREFIX, ttl=ttl, per_source=_PER_SOURCE, total=_TOTAL, **options)
+        super().__init__(PREFIX, ttl=ttl, per_source=_PER_SOURCE, total=_TOTAL, seal=seal, **options)
         self._width = max(len(printable(interface.name)) for interface in self.interfaces)
 
     def handle_packet(self, packet: bytes, addr: Address) -> None:
@@ -80,12 +87,13 @@ class PingResponder(Responder):
         probe = parse(packet)
         assert probe is not None  # noqa: S101 -- handle_packet has looked
         # Anybody can send a ping that is longer than our replies may be, and it must not end us.
-        size = min(len(packet), self.longest)
+        size = min(len(packet), self.room)
         replied = self.reply(self._hearing.reply(probe, size, self._ttl, addr.ttl), addr)
         beacon = self._hearing.beacon(probe, self._ttl, self.poller.time())
         if beacon is not None:
             try:
-                sendto(beacon, self.group.address, self.group.port, self._ttl, interface=addr.interface)
+                group = self.group
+                sendto(beacon, group.address, group.port, self._ttl, interface=addr.interface, seal=self._seal)
             except (errors.MulticastError, OSError) as error:
                 self._out.warn(f"the others cannot hear this host: {in_words(error, self._out)}")
         if not self._quiet:
@@ -443,6 +451,7 @@ def _tell_matrix(out: Output, pinger: Pinger, heard: dict[int, int], group: Grou
 @ttl_option
 @interfaces_option("Send by this interface: a name, an index, an address, several with commas or by several -i. Left"
                    " out, by each that is up and can do multicast.")
+@key_option("Seal the pings and open the answers")
 def ping(
     out: Output,
     group: Group | None,
@@ -454,6 +463,7 @@ def ping(
     matrix: bool,
     ttl: int,
     interfaces: list[str] | None,
+    seal: Seal | None,
 ) -> Exit:
     """Ping a group: who is there, how far, and how much is lost on the way.
 
@@ -484,12 +494,18 @@ def ping(
             port=group.port,
             ttl=ttl,
             interface=where_to,
+            seal=seal,
             poller=poller,
         )
         ears = None
         if matrix:
             ears = _Ears(
-                pinger.ledger.session, ip=group.address, port=group.port, interface=where_to, poller=poller
+                pinger.ledger.session,
+                ip=group.address,
+                port=group.port,
+                interface=where_to,
+                seal=seal,
+                poller=poller,
             )
         out.say(_intention(group, ttl, where_to, size, count is None and deadline is None))
         if 1 / interval > _PER_SOURCE:
@@ -521,7 +537,11 @@ def ping(
             others=ledger.others,
             dropped=dropped,
             seconds=round(seconds, 6),
+            **counted(pinger),
         )
+    unopened = not_opened(pinger)
+    if unopened:
+        out.say(unopened)
     out.say(_conclusion(group, pinger, replies, seconds, dropped))
     if replies:
         return Exit.YES

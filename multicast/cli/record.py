@@ -19,10 +19,13 @@ from ._app import GROUP, command, count_option, deadline_option, interfaces_opti
 from ._errors import Exit, wording
 from ._output import Output, plural, printable
 from ._progress import Progress
+from ._sealing import counted, key_option, not_opened
 
 __all__ = ["record"]
 
 if TYPE_CHECKING:
+    from multicast.sealed import Seal
+
     _Type = click.ParamType[Any]
 else:
     _Type = click.ParamType  # in older versions not generic
@@ -69,6 +72,9 @@ _SIZE = _SizeType()
               help="Only packets that match this regular expression at their start.")
 @interfaces_option("Record on this interface: a name, an index, an address, several with commas or by several -i, or"
                    " all. Left out, all that are up and can do multicast.")
+@key_option("Open the packets")
+@click.option("--sealed", "keep_sealed", is_flag=True,
+              help="With --key: record the packets that open as they came, sealed.")
 def record(
     out: Output,
     groups: tuple[Group, ...],
@@ -80,6 +86,8 @@ def record(
     snaplen: int | None,
     expression: str | None,
     interfaces: list[str] | None,
+    seal: Seal | None,
+    keep_sealed: bool,
 ) -> Exit:
     """Record groups to a capture file that Wireshark, tcpdump and `multicast replay` open.
 
@@ -92,6 +100,8 @@ def record(
         raise click.UsageError("--keep says how many files stay, so it needs --rotate SIZE")
     if rotate is not None and rotate < 4096:
         raise click.UsageError(f"--rotate: {rotate} bytes are no room for packets; 4096 are the least")
+    if keep_sealed and seal is None:
+        raise click.UsageError("--sealed says what becomes of packets that open, so it needs --key FILE")
     wanted = list(dict.fromkeys(groups or (Group(),)))
     with Poller() as poller:
         file = capture.Writer(path, snaplen=snaplen, rotate=rotate, keep=keep)
@@ -105,6 +115,8 @@ def record(
                     limit=count,
                     interface=interfaces or list(group.interfaces) or None,
                     sources=group.sources,
+                    seal=seal,
+                    keep_sealed=keep_sealed,
                     poller=poller,
                 )
                 for group in wanted
@@ -150,7 +162,11 @@ def record(
             dropped=lost,
             filtered=filtered,
             lost=file.lost,
+            **counted(*recorders),
         )
+    unopened = not_opened(*recorders)
+    if unopened:
+        out.say(unopened)
     text = f"{plural(file.packets, 'packet')}, {plural(file.bytes, 'byte')}, {seconds:.1f} s"
     text += f", {plural(filtered, 'packet')} refused by the filter" if filtered else ""
     out.say(f"{printable(file.path)}: {text}; kernel dropped {lost}")

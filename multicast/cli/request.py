@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +17,10 @@ from . import COMMANDS
 from ._app import SECONDS, command, destination, interfaces_option, ttl_option
 from ._errors import Exit
 from ._output import Output, host_of, payload, plural, printable, shown
+from ._sealing import counted, key_option, not_opened
+
+if TYPE_CHECKING:
+    from multicast.sealed import Seal
 
 
 class _Asking(Requester):
@@ -66,6 +70,7 @@ class _Asking(Requester):
 @ttl_option
 @interfaces_option("Send by this interface: a name, an index, an address, several with commas or by several -i. Left"
                    " out, by each that is up and can do multicast.")
+@key_option("Seal the request and open the replies")
 def request(
     out: Output,
     words: tuple[str, ...],
@@ -76,6 +81,7 @@ def request(
     source_port: int | None,
     ttl: int,
     interfaces: list[str] | None,
+    seal: Seal | None,
 ) -> Exit:
     """Ask a group, and print who answers what, with the round-trip time.
 
@@ -104,6 +110,7 @@ def request(
             interface=interfaces or list(group.interfaces) or None,
             source_ip=source_ip,
             source_port=source_port or 0,
+            seal=seal,
             poller=poller,
         )
         finished = out.drive(poller, lambda: requester.closed)
@@ -117,7 +124,11 @@ def request(
             duplicates=requester.duplicates,
             dropped=dropped,
             seconds=round(seconds, 6),
+            **counted(requester),
         )
+    unopened = not_opened(requester)
+    if unopened:
+        out.say(unopened)
     out.say(_answers(group, replies, want, seconds, requester.duplicates, dropped))
     if replies >= (want or 1):
         return Exit.YES

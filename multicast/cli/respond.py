@@ -10,7 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,6 +22,10 @@ from multicast.sockets import Group
 from ._app import GROUP, SECONDS, command, count_option, deadline_option, interfaces_option
 from ._errors import Exit, in_words, wording
 from ._output import Output, host_of, payload, plural, printable, quoted, shown, where
+from ._sealing import counted, key_option, not_opened
+
+if TYPE_CHECKING:
+    from multicast.sealed import Seal
 
 # What a program may write before its time is over is read and forgotten, apart from what fits in a reply.
 _CHUNK = 65536
@@ -161,7 +165,7 @@ class _Responding(Responder):
             self._answer(packet, addr, reply, why)
 
         try:
-            job = _Job(self.poller, self._words, packet, self.longest, self._limit, done)
+            job = _Job(self.poller, self._words, packet, self.room, self._limit, done)
         except OSError as error:
             self._answer(packet, addr, None, in_words(error, self._out))
         else:
@@ -251,6 +255,7 @@ def _program(text: str) -> list[str]:
               help="How far replies go: 1 this subnet, more for who asks from behind routers.")
 @interfaces_option("Listen on this interface: a name, an index, an address, several with commas or by several -i, or"
                    " all. Left out, all that are up and can do multicast.")
+@key_option("Open the requests and seal the replies")
 def respond(
     out: Output,
     group: Group | None,
@@ -264,6 +269,7 @@ def respond(
     deadline: float | None,
     ttl: int,
     interfaces: list[str] | None,
+    seal: Seal | None,
 ) -> Exit:
     """Answer the requests that others send to a group, and print them.
 
@@ -286,6 +292,7 @@ def respond(
             "ttl": ttl,
             "interface": interfaces or list(group.interfaces) or None,
             "sources": group.sources,
+            "seal": seal,
             "poller": poller,
         }
         responder: Responder
@@ -296,10 +303,10 @@ def respond(
         else:
             with wording("--match"):
                 responder = _Responding(out, reply, words, time_limit, jobs, filter=expression, **options)
-        if len(reply) > responder.longest:
-            raise click.BadParameter(
-                f"{plural(len(reply), 'byte')}; a reply has {responder.longest} at most", param_hint="--reply"
-            )
+        longest = responder.room
+        if len(reply) > longest:
+            text = f"{plural(len(reply), 'byte')}; a reply has {longest} at most"
+            raise click.BadParameter(text, param_hint="--reply")
         names = ", ".join(printable(interface.name) for interface in responder.interfaces)
         out.say(
             f"answering {'pings' if pings else 'requests'} to {group.address} on {names}, port {group.port}"
@@ -310,34 +317,37 @@ def respond(
             poller, lambda: count is not None and responder.reply_statistics().sent >= count, deadline
         )
         seconds = time.monotonic() - began
-        counted = responder.reply_statistics()
+        tally = responder.reply_statistics()
         dropped = responder.statistics().dropped
     if out.json:
         out.event(
             "summary",
-            requests=counted.requests,
-            replies=counted.sent,
-            copies=counted.copies,
-            unanswerable=counted.unanswerable,
-            limited=counted.limited,
-            failed=counted.failed,
+            requests=tally.requests,
+            replies=tally.sent,
+            copies=tally.copies,
+            unanswerable=tally.unanswerable,
+            limited=tally.limited,
+            failed=tally.failed,
             dropped=dropped,
             seconds=round(seconds, 6),
+            **counted(responder),
         )
     left_out = [
         f"{number} {what}"
         for number, what in (
-            (counted.copies, "copies of requests by another interface"),
-            (counted.unanswerable, "from where no reply may go"),
-            (counted.limited, "over the limit"),
-            (counted.failed, "could not be sent"),
+            (tally.copies, "copies of requests by another interface"),
+            (tally.unanswerable, "from where no reply may go"),
+            (tally.limited, "over the limit"),
+            (tally.failed, "could not be sent"),
             (dropped, "dropped by the kernel"),
         )
         if number
     ]
-    replies = "1 reply" if counted.sent == 1 else f"{counted.sent} replies"
-    asked = plural(counted.requests, "ping" if pings else "request")
+    unopened = not_opened(responder)
+    left_out += [unopened] if unopened else []
+    replies = "1 reply" if tally.sent == 1 else f"{tally.sent} replies"
+    asked = plural(tally.requests, "ping" if pings else "request")
     out.say("; ".join([f"{asked}, {replies} in {seconds:.1f} s", *left_out]))
-    if counted.sent >= (count or 1):
+    if tally.sent >= (count or 1):
         return Exit.YES
     return Exit.NO if finished else Exit.INTERRUPTED

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import repeat
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -29,6 +29,10 @@ from ._app import (
 )
 from ._errors import BadData, Exit, in_words
 from ._output import Output, plural, printable, quoted, where
+from ._sealing import key_option
+
+if TYPE_CHECKING:
+    from multicast.sealed import Seal
 
 _CHUNK = 65536
 
@@ -153,6 +157,7 @@ def _unhex(digits: str, problem: Callable[[str], Exception]) -> bytes:
 @click.option("--source-ip", "--source", "source_ip", metavar="A", help="Send from this address of this host.")
 @click.option("--source-port", type=click.IntRange(1, 65535), metavar="PORT", help="Send from this port.")
 @click.option("--no-loopback", is_flag=True, help="Listeners on this host do not get the packets.")
+@key_option("Seal the packets")
 def send(
     out: Output,
     words: tuple[str, ...],
@@ -167,6 +172,7 @@ def send(
     source_ip: str | None,
     source_port: int | None,
     no_loopback: bool,
+    seal: Seal | None,
 ) -> Exit:
     """Send packets to a group.
 
@@ -210,7 +216,8 @@ def send(
     else:
         given = _Input(out, path, as_hex)
         endless = False
-        packets = given.lines(group.longest) if size is None else given.pieces(size)
+        longest = group.longest - (0 if seal is None else seal.overhead)
+        packets = given.lines(longest) if size is None else given.pieces(size)
         if count is not None:
             packets = _first(packets, count)
     began = time.monotonic()
@@ -228,6 +235,7 @@ def send(
                 loopback=not no_loopback,
                 rate=None if rate is None else rate.bits,
                 interval=interval or 0,
+                seal=seal,
                 poller=poller,
             )
             by, source = _way(group, ttl, interface, source_ip)

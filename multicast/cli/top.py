@@ -26,9 +26,12 @@ from ._errors import Exit
 from ._keyboard import typing
 from ._output import Output, host_of, narrowed, plural, printable, where
 from ._report import Report
+from ._sealing import counted, key_option, not_opened
 
 if TYPE_CHECKING:
     from rich.text import Text
+
+    from multicast.sealed import Seal
 
     from ._web import Body, Events, Server
 
@@ -115,7 +118,12 @@ class _Measurement:
     """All groups of one run, and the seconds as they pass."""
 
     def __init__(
-        self, poller: Poller, groups: Sequence[Group], interfaces: list[str] | None, after: Callable[[], object]
+        self,
+        poller: Poller,
+        groups: Sequence[Group],
+        interfaces: list[str] | None,
+        seal: Seal | None,
+        after: Callable[[], object],
     ) -> None:
         self.meters = Meters()
         self.dropped = 0
@@ -128,6 +136,7 @@ class _Measurement:
                 port=group.port,
                 interface=interfaces or list(group.interfaces) or None,
                 sources=group.sources,
+                seal=seal,
                 poller=poller,
             )
             for group in groups
@@ -565,6 +574,7 @@ def _tell_totals(out: Output, measurement: _Measurement) -> None:
 @deadline_option("Stop after so many seconds.")
 @interfaces_option("Listen on this interface: a name, an index, an address, several with commas or by several -i, or"
                    " all. Left out, all that are up and can do multicast.")
+@key_option("Open the packets")
 def top(
     out: Output,
     groups: tuple[Group, ...],
@@ -574,6 +584,7 @@ def top(
     metrics: tuple[str, int] | None,
     deadline: float | None,
     interfaces: list[str] | None,
+    seal: Seal | None,
 ) -> Exit:
     """Show rate, loss and jitter of each source of some groups, live.
 
@@ -587,7 +598,7 @@ def top(
     chosen = list(dict.fromkeys(groups or (Group(),)))
     report = None if path is None else Report(path)
     try:
-        return _run(out, chosen, sort, report, web, metrics, deadline, interfaces)
+        return _run(out, chosen, sort, report, web, metrics, deadline, interfaces, seal)
     finally:
         if report is not None:
             report.close()
@@ -602,6 +613,7 @@ def _run(
     metrics: tuple[str, int] | None,
     deadline: float | None,
     interfaces: list[str] | None,
+    seal: Seal | None,
 ) -> Exit:
     with Poller() as poller:
         screen: _Screen | None = None
@@ -617,7 +629,7 @@ def _run(
 
         with typing() as editor:
             live = editor is not None and not out.json
-            measurement = _Measurement(poller, groups, interfaces, after)
+            measurement = _Measurement(poller, groups, interfaces, seal, after)
             names = ", ".join(printable(name) for name in measurement.interfaces)
             hint = ", Ctrl-C to stop" if deadline is None else ""
             out.say(f"measuring {', '.join(map(str, groups))} on {names}{hint}")
@@ -651,7 +663,11 @@ def _run(
             forgotten=meters.forgotten,
             dropped=measurement.dropped,
             seconds=round(seconds, 6),
+            **counted(*measurement.probes),
         )
+    unopened = not_opened(*measurement.probes)
+    if unopened:
+        out.say(unopened)
     if not packets:
         text = f"nothing arrived in {seconds:.3g} s."
         out.say(text + (f" Next: multicast doctor {groups[0]}" if "doctor" in COMMANDS else ""))

@@ -15,10 +15,11 @@ from typing import Any, Self
 
 from multicast import batch, sockets
 from multicast.batch import Address
-from multicast.errors import ArgumentError, GroupError, NoReply, check_amount, check_number, describe
+from multicast.errors import ArgumentError, GroupError, NoReply, check_amount, check_number, check_seal, describe
 from multicast.interfaces import Interface, interfaces, resolve
 from multicast.listeners import DatagramListener
 from multicast.poller import Poller, Timer
+from multicast.sealed import OVERHEAD, Seal, reference
 from multicast.senders import destination
 from multicast.sockets import DEFAULT_IP, DEFAULT_PORT, WhichInterfaces
 from multicast.sockets.groups import parse_address, plain
@@ -29,6 +30,8 @@ _log = logging.getLogger("multicast")
 
 # A reply is read whole, however long.
 _LONGEST = 65535
+# To how many of the last requests sealed replies are accepted; by each interface there is another one.
+_MOST_SEALED = 4096
 # How many batches are read at the end of the time, of replies that came before it and were not read yet. More than
 # the default receive buffer holds (socket(7)), so that only those who flood us are cut off.
 _LAST_BATCHES = 64
@@ -66,6 +69,9 @@ class Requester(DatagramListener):
     port they come from and replies are received at, for devices that answer to a fixed port of the requester; other
     programs may have the port as well, and then the socket that was bound last gets the replies.
 
+    With `seal` (a `sealed.Seal`) requests are sealed, and replies accepted that are sealed for one of them; `rejected`
+    counts the others by cause.
+
     It is registered with `poller`, by default the default poller, and uses its clock. Raises `GroupError`,
     `ArgumentError`, `InterfaceError`, `PacketTypeError`, `PacketSizeError`, and `OSError` with advice.
     """
@@ -85,6 +91,7 @@ class Requester(DatagramListener):
         source_ip: str | None = None,
         source_port: int = 0,
         rcvbuf: int | None = None,
+        seal: Seal | None = None,
         poller: Poller | None = None,
     ) -> None:
         #: Where the requests go.
@@ -94,14 +101,17 @@ class Requester(DatagramListener):
         self.timeout = timeout
         self._exchange = Exchange(limit)
         self._failing: set[int] = set()  # the interfaces by which the last request was not sent
-        self._request_packet = None if packet is None else batch.encode(packet, self.group.longest)
+        check_seal(seal)
+        self._sealer = None if seal is None else seal.sealer()
+        self._sealed_requests: dict[bytes, bytes] = {}  # the session of each by its number
+        self._request_packet = None if packet is None else self._encoded(packet)
         check_number("source_port", source_port, 0, 65535)
         self._wanted_ways = (ttl, interface if source_ip is None else _from(source_ip, interface, self.group))
         self._look_around()
         self._batches_left: int | None = None  # None while the time is not over
         #: The reply that `handle_reply` is called with, or was called with last.
         self.reply: Reply | None = None
-        self._check_arguments(None, _LONGEST)
+        self._check_arguments(None, _LONGEST, seal=seal)
         opened = sockets.open_unicast(
             self.group.table.everywhere, source_port, ttl=ttl, rcvbuf=rcvbuf, details=True, shared=source_port != 0
         )
@@ -153,7 +163,7 @@ class Requester(DatagramListener):
         Interfaces that came or went since the last are taken into account. Raises what the constructor raises.
         """
         if packet is not None:
-            self._request_packet = batch.encode(packet, self.group.longest)
+            self._request_packet = self._encoded(packet)
         if self._request_packet is None:
             raise ArgumentError("there is no request to send again; give ask() a packet")
         if self.socket is None:
@@ -170,11 +180,29 @@ class Requester(DatagramListener):
             self._timeout_timer = self.poller.call_at(now + self.timeout, self._time_is_over)
         return number
 
+    def _encoded(self, packet: str | bytes) -> bytes:
+        return batch.encode(packet, self.group.longest, 0 if self._sealer is None else OVERHEAD)
+
+    def _sealed(self, packet: bytes) -> bytes:
+        """Return a request as it goes on the wire, another one by each interface; a sealed one is remembered."""
+        if self._sealer is None:
+            return packet
+        sealed = self._sealer.seal(packet)
+        name = reference(sealed)
+        self._sealed_requests[name[8:]] = name[:8]
+        if len(self._sealed_requests) > _MOST_SEALED:
+            del self._sealed_requests[next(iter(self._sealed_requests))]
+        return sealed
+
+    def _open_all(self, packets: list[bytes], addresses: list[Address]) -> list[bytes | None]:
+        return [self._opener.open_reply(packet, self._sealed_requests) for packet in packets]
+
     def _send_by_each(self, opened: socket.socket, packet: bytes) -> None:
         failures: list[OSError] = []
         for way in self._ways:
             try:
-                sockets.send_by(opened, packet, self.group.sockaddr(way.index), way.index, way.source or None)
+                sealed = self._sealed(packet)
+                sockets.send_by(opened, sealed, self.group.sockaddr(way.index), way.index, way.source or None)
             except OSError as error:
                 if not self._by_all:
                     raise
@@ -337,6 +365,7 @@ def request(
     source_ip: str | None = None,
     source_port: int = 0,
     rcvbuf: int | None = None,
+    seal: Seal | None = None,
     poller: Poller | None = None,
 ) -> Replies:
     """Send a request to the multicast group at `ip` on `port` and return its replies, an iterator of `(packet, addr)`.
@@ -367,6 +396,7 @@ def request(
             source_ip=source_ip,
             source_port=source_port,
             rcvbuf=rcvbuf,
+            seal=seal,
             poller=poller,
         )
     )

@@ -13,10 +13,13 @@ from multicast.batch import Address
 from multicast.errors import ArgumentError, PacketSizeError, check_number
 from multicast.filters import Filter
 from multicast.listeners import MulticastListener
+from multicast.sealed import OVERHEAD, Seal, reference
 from multicast.sockets import DEFAULT_IP, DEFAULT_PORT
 
 from .rules import Allowance, Copies, answerable, arrival
 
+# To how many of the last sealed requests there can be a reply.
+_MOST_SEALED = 4096
 # Any IPv6 path carries packets of 1280 bytes (RFC 8200 section 5), of which the headers of IPv6 and UDP take 48.
 _UNFRAGMENTED = 1232
 
@@ -43,7 +46,8 @@ class Responder(MulticastListener):
     """Answers the requests sent to a group: subclasses implement `handle_request`.
 
     `filter`, `ip`, `port`, `mtu`, and the keywords `interface`, `sources`, `exclude`, `rcvbuf` and `poller` are those
-    of `MulticastListener`.
+    of `MulticastListener`. With `seal` (a `sealed.Seal`) requests are opened, and each reply is sealed for its request
+    alone, so that a recorded reply is good for no other.
 
     The reply goes to the requester alone, from the address of the interface that the request came in by, and by that
     interface. So that nobody can have it flood a third host with forged requests, there is at most one reply to each,
@@ -67,6 +71,7 @@ class Responder(MulticastListener):
         total: float = 500,
         longest: int = _UNFRAGMENTED,
         ttl: int = 1,
+        seal: Seal | None = None,
         **options: Any,
     ) -> None:
         self._allowance = Allowance(per_source, total)
@@ -77,7 +82,10 @@ class Responder(MulticastListener):
         #: The most bytes of a reply.
         self.longest = longest
         self._tally = dict.fromkeys(ReplyStatistics.__dataclass_fields__, 0)
-        super().__init__(filter, ip, port, mtu, details=True, **options)
+        super().__init__(filter, ip, port, mtu, details=True, seal=seal, **options)
+        self._sealer = None if seal is None else seal.sealer()
+        # What the replies to the last requests refer to, by the identity of their addresses, which are kept here.
+        self._references: dict[int, tuple[Address, bytes]] = {}
         # Nobody reads from this socket, so the kernel need not keep what is sent to it.
         self._reply_socket = sockets.open_unicast(self.group.table.everywhere, 0, hops=ttl, rcvbuf=1)
 
@@ -110,9 +118,18 @@ class Responder(MulticastListener):
         Raises `PacketTypeError`, and `PacketSizeError` for a reply of more than `longest` bytes.
         """
         data = batch.encode(packet)
+        if self._sealer is not None:
+            asked, request = self._references.get(id(addr), (None, b""))
+            if asked is not addr:
+                raise ArgumentError(
+                    "a sealed reply needs the very `addr` that handle_request was called with, for one of the last"
+                    f" {_MOST_SEALED} requests"
+                )
+            data = self._sealer.seal_reply(data, request)
         if len(data) > self.longest:
             raise PacketSizeError(
-                f"the reply has {len(data)} bytes and this responder sends {self.longest} at most; shorten it, or raise"
+                f"the reply has {len(data)} bytes and this responder sends {self.longest} at most"
+                f"{'' if self._sealer is None else f', of which the seal takes {OVERHEAD}'}; shorten it, or raise"
                 " longest= where requests cannot be forged"
             )
         if self._reply_socket is None:
@@ -137,6 +154,21 @@ class Responder(MulticastListener):
             return False
         self._tally["sent"] += 1
         return True
+
+    def _open_all(self, packets: list[bytes], addresses: list[Address]) -> list[bytes | None]:
+        opened = super()._open_all(packets, addresses)
+        references = self._references
+        for packet, addr, plain in zip(packets, addresses, opened, strict=True):
+            if plain is not None:
+                references[id(addr)] = addr, reference(packet)
+                if len(references) > _MOST_SEALED:
+                    del references[next(iter(references))]
+        return opened
+
+    @property
+    def room(self) -> int:
+        """The most bytes of a reply before it is sealed."""
+        return self.longest - (0 if self._sealer is None else OVERHEAD)
 
     def reply_statistics(self) -> ReplyStatistics:
         """Return what was counted of requests and replies so far."""

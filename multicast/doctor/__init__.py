@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from multicast.errors import ArgumentError
+from multicast.errors import ArgumentError, check_seal
+from multicast.sealed import Seal
 from multicast.sockets import Group, WhichInterfaces
 
 from .checks import judge
@@ -61,12 +62,14 @@ def diagnose(
     source: str | Iterable[str] | None = None,
     wait: float = 5.0,
     progress: Callable[[float, int], object] | None = None,
+    seal: Seal | None = None,
 ) -> Diagnosis:
     """Find out why nothing arrives for `group`, a `Group` or text that `Group.parse` reads.
 
     `interface` is where the packets should arrive, None any; `source` who should send them, None anybody. It listens
     for `wait` seconds; in that time there should be traffic. `progress(left, packets)` is called now and then with the
-    seconds that are left and the packets that have arrived. Without CAP_NET_RAW and CAP_NET_ADMIN some checks are
+    seconds that are left and the packets that have arrived. `seal` (a `sealed.Seal`) is that of the program; packets
+    with another key are a fault then. Without CAP_NET_RAW and CAP_NET_ADMIN some checks are
     skipped, and say so.
 
     Raises `GroupError`, `ArgumentError`, `InterfaceError` for an interface that does not exist, and `OSError`.
@@ -78,5 +81,6 @@ def diagnose(
         group = Group(group.address, group.port, group.interfaces, sources)
     if not 0 < wait < 1e9:
         raise ArgumentError(f"wait must be a number of seconds, more than 0, not {wait!r}")
-    evidence = gather(group, interface, wait, progress)
+    check_seal(seal)
+    evidence = gather(group, interface, wait, progress, seal)
     return Diagnosis(group, evidence.asked, wait, evidence.delivered, judge(evidence))

@@ -23,23 +23,26 @@ import ipaddress
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from multicast import sealed
 from multicast.batch import Address
 from multicast.errors import InterfaceError, describe
 from multicast.interfaces import Interface, Membership, Route, interfaces, memberships, resolve, route, usable
 from multicast.listeners import MulticastListener
 from multicast.poller import Poller
+from multicast.sealed import Seal
 from multicast.senders import sendto
 from multicast.sockets import Group, WhichInterfaces, named
 
 from . import firewall, kernel
 from .firewall import Rule
 from .kernel import Bridge, Holder, SourceFilter
-from .wire import Seen, Table, Wire
+from .wire import Sealed, Seen, Table, Wire
 
 __all__ = ["Evidence", "gather"]
 
@@ -82,6 +85,11 @@ class Evidence:
     anywhere: tuple[Seen, ...] = ()
     #: What arrived on the same port for other groups that programs of this host have joined.
     others: tuple[Seen, ...] = ()
+    #: What arrived as asked, by the key it is sealed with.
+    seals: tuple[Sealed, ...] = ()
+    #: The id of the key that the program has, and how many seconds clocks may differ; empty where none was given.
+    key: str = ""
+    max_age: float | None = None
     #: What was on the wire; None where we may not look.
     wire: tuple[Seen, ...] | None = ()
     #: Fragments other than the first on the wire, for the group.
@@ -204,11 +212,16 @@ class _Ear(MulticastListener):
 
     def __init__(self, table: Table, **options: Any) -> None:
         self._table = table
-        super().__init__(mtu=1, details=True, **options)
+        super().__init__(mtu=sealed.OVERHEAD, details=True, **options)
 
     def handle_packet(self, packet: bytes, addr: Address) -> object:
         # With details the kernel tells all of these.
         self._table.add(addr.interface or "?", addr.group or "?", self.group.port, addr.host, addr.ttl or 0)
+        found = sealed.header(packet)
+        if found is None:
+            self._table.add_seal("", 0.0)
+        else:
+            self._table.add_seal(found.key_id, found.sealed_at - (addr.timestamp or time.time_ns()) / 1e9)
         return False
 
 
@@ -320,6 +333,7 @@ def gather(
     interface: WhichInterfaces,
     wait: float,
     progress: Callable[[float, int], object] | None = None,
+    seal: Seal | None = None,
 ) -> Evidence:
     """Look for `wait` seconds at what happens to packets for `group`; return what was found.
 
@@ -355,7 +369,7 @@ def gather(
             ears.open_others([address for address in others if address != "224.0.0.1"][:16])
         _drain(poller)
         for table in (ears.narrow, ears.broad, ears.other):
-            table.counts.clear()  # all is counted from here on
+            table.clear()  # all is counted from here on
         if wire is not None:
             wire.restart()
         counted = kernel.counters(ipv6)
@@ -404,6 +418,9 @@ def gather(
         arrived=ears.narrow.seen(),
         anywhere=ears.broad.seen(),
         others=ears.other.seen(),
+        seals=tuple(ears.narrow.seals.values()),
+        key="" if seal is None else seal.key_id,
+        max_age=None if seal is None else seal.max_age,
         wire=None if wire is None else wire.seen(),
         fragments=0 if wire is None else wire.fragments,
         queriers=() if wire is None else tuple(wire.queriers),

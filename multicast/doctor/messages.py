@@ -280,6 +280,19 @@ MESSAGES: dict[str, Message] = {
         "The packets reach this host and are not delivered, and none of the checks tells why.",
         ("sudo {again} -w 30", "nstat -az"),
     ),
+    # seal
+    "not-sealed": Message(
+        "The packets are not sealed, so a program with a key refuses all of them.",
+        ("multicast send {target} TEXT --key FILE  # on the sending host",),
+    ),
+    "other-key": Message(
+        "The packets arrive sealed with another key: they have {others}, and the key of the program is {key}.",
+        ("scp SENDER:FILE FILE  # the key file of the sender, for the program here",),
+    ),
+    "other-clock": Message(
+        "The clock of the sender is {skew} s {side} the clock of this host, and packets are refused from {most} s on.",
+        ("sudo timedatectl set-ntp true  # on both hosts",),
+    ),
     # program
     "joined-elsewhere": Message(
         "The packets arrive on {arriving}, and {group} is joined on {interface} only; the port is used by {program}.",

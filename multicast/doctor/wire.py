@@ -13,6 +13,8 @@ from multicast.sockets import open_wire
 
 __all__ = ["Packet", "Seen", "Table", "Wire", "dissect"]
 
+# Of how many keys packets are told apart.
+_MOST_KEYS = 16
 # Forged sources must not fill the memory; a person reads no more of them anyway.
 _MOST = 512
 
@@ -39,11 +41,37 @@ class Seen:
     packets: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """Packets that are sealed with one key, or with none."""
+
+    #: The id of the key; empty for packets that are not sealed.
+    key: str = ""
+    packets: int = 0
+    #: By how many seconds the sender's clock is ahead of this one, for the packet where that is least.
+    skew: float = 0.0
+
+
 class Table:
     """Counts packets that are alike, up to so many kinds of them."""
 
     def __init__(self) -> None:
         self.counts: dict[tuple[Any, ...], int] = {}
+        #: Packets by the key they are sealed with.
+        self.seals: dict[str, Sealed] = {}
+
+    def clear(self) -> None:
+        """Count from 0."""
+        self.counts.clear()
+        self.seals.clear()
+
+    def add_seal(self, key: str, skew: float) -> None:
+        """Count a packet that is sealed with this key, or with none where it is empty."""
+        before = self.seals.get(key)
+        if before is None and len(self.seals) >= _MOST_KEYS:
+            return
+        before = before or Sealed(key, 0, skew)
+        self.seals[key] = Sealed(key, before.packets + 1, min(before.skew, skew, key=abs))
 
     def add(self, *key: Any) -> None:
         """Count one with these fields of `Seen`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import logging
 import socket
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -14,12 +15,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from multicast import batch, filters
 from multicast.batch import Address
-from multicast.errors import check_number
+from multicast.errors import ArgumentError, check_number, check_seal
 from multicast.filters import Filter
 from multicast.poller import Dispatcher, Poller
 from multicast.sockets import DEFAULT_PORT, drops, open_unicast, overflows, receive_buffer
 
 _Result = TypeVar("_Result")
+
+_log = logging.getLogger("multicast")
 
 # A turn ends when it has taken this many seconds.
 _TURN = 0.001
@@ -33,7 +36,7 @@ class Statistics(NamedTuple):
 
     #: Packets read from the socket.
     packets: int
-    #: Their bytes, as far as they were kept.
+    #: Their bytes, as far as they were kept; with `seal` those of the packets that were opened, without the seal.
     bytes: int
     #: Packets given to `handle_packet`.
     delivered: int
@@ -43,14 +46,17 @@ class Statistics(NamedTuple):
     #: Packets longer than `mtu`, which were cut.
     truncated: int
     #: Packets the kernel dropped at this socket, because its buffer was full. They are in no other number: `delivered`,
-    #: `filtered` and `dropped` together are what came here, once all of it is read. Where the kernel filters, it counts
-    #: both in one; they are told apart by what the whole host has lost meanwhile, so this may be too high, and
-    #: `filtered` too low, while other sockets overflow too; their sum is exact. With `offload` a burst that was
-    #: dropped, or belongs to another shard, counts as one packet.
+    #: `filtered`, `rejected` and `dropped` together are what came here, once all of it is read. Where the kernel
+    #: filters, it counts both in one; they are told apart by what the whole host has lost meanwhile, so this may be too
+    #: high, and `filtered` too low, while other sockets overflow too; their sum is exact. With `offload` a burst that
+    #: was dropped, or belongs to another shard, counts as one packet.
     dropped: int
+    #: With `seal`, packets that were not opened; the property `rejected` of the listener counts them by cause.
+    rejected: int = 0
 
 
 if TYPE_CHECKING:
+    from multicast.sealed import Rejected, Seal
 
     def _abstract(method: _Result) -> _Result:
         """For type checkers the method is there: a subclass may have `handle_packets` in its place."""
@@ -73,6 +79,7 @@ class DatagramListener(Dispatcher):
     #: The filter of all instances of a class; a plain function here takes `(packet, addr)`.
     filter: Any = None
     _handles_batches = False
+    _opener: Any = None  # of sealed packets
     # How many packets a turn reads and delivers: as many as take about a millisecond, 1 to `batch.LIMIT`.
     _share = batch.LIMIT
     # After how many packets the clock is read. It begins with one, as the cost of the handler is not known yet.
@@ -89,9 +96,10 @@ class DatagramListener(Dispatcher):
         details: bool = False,
         kernel_filter: bool = True,
         offload: bool = False,
+        seal: Seal | None = None,
         poller: Poller | None = None,
     ) -> None:
-        self._check_arguments(filter, mtu, rcvbuf, kernel_filter=kernel_filter, offload=offload)
+        self._check_arguments(filter, mtu, rcvbuf, kernel_filter=kernel_filter, offload=offload, seal=seal)
         opened = self._with_program(functools.partial(open_unicast, ip, port, rcvbuf=rcvbuf, details=details))
         own = opened.getsockname()[0]
         self._take_over(opened, mtu, None if own in ("0.0.0.0", "::") else own, None, details, poller)  # noqa: S104
@@ -106,6 +114,7 @@ class DatagramListener(Dispatcher):
         offload: bool = False,
         shard: Sequence[filters.Instruction] = (),
         whole_bursts: bool = True,
+        seal: Seal | None = None,
     ) -> None:
         """Check what can be checked before a socket is opened; `shard` is the program that deals out packets."""
         wanted = filters.class_filter(self) if filter is None else filter
@@ -114,6 +123,15 @@ class DatagramListener(Dispatcher):
         if rcvbuf is not None:
             check_number("rcvbuf", rcvbuf, of="bytes")
         refusals = filters.refusals(wanted) if kernel_filter else []
+        check_seal(seal)
+        if seal is not None:
+            if not whole_bursts:
+                raise ArgumentError("a field of a sealed packet cannot be read before it is opened; shard by source")
+            if refusals:
+                name = type(self).__name__
+                _log.info("%s: its packets are sealed, so its filter works after opening, not in the kernel", name)
+                refusals = []
+            self._opener = seal.opener()
         #: The kernel's programs: all that is wanted, and the least that is needed.
         self._kernel_program = filters.assemble([*shard, *refusals]) if shard or refusals else []
         self._least_program = filters.assemble([*shard]) if shard else []
@@ -144,6 +162,8 @@ class DatagramListener(Dispatcher):
     ) -> None:
         """Take over the socket."""
         Dispatcher.__init__(self, opened, poller)
+        if self._opener is not None:
+            mtu += self._opener.overhead
         self._socket_reader = batch.Reader(
             opened, mtu, group=group, interface=interface, details=details, offload=self._takes_bursts
         )
@@ -154,6 +174,7 @@ class DatagramListener(Dispatcher):
         self._passed: tuple[list[bytes], list[Address]] = [], []  # the filter, and wait for the rest of their batch
         self._unread_forgotten = 0  # read, and closed before they were delivered
         self._filter_refused = 0  # by the filter in Python
+        self._not_opened = self._seal_bytes = self._truncated_before = 0
         self._refused_in_kernel = self._kernel_dropped = 0
         self._read_before = (0, 0, 0)  # packets, bytes and cut ones, by readers that this one has replaced
         self._count_from(opened)
@@ -208,10 +229,12 @@ class DatagramListener(Dispatcher):
             return True
         reader = self._socket_reader
         packets, addresses = batch.receive(reader, share)
+        more = len(packets) >= share
+        if self._opener is not None:
+            packets, addresses = self._open_packets(packets, addresses)
         self._batch_read = packets
         self._packets_left = left = iter(packets)
         self._unread_packets = unread = zip(left, addresses, strict=False)  # `_forget_unread` makes one shorter
-        more = len(packets) >= share
         self._deliver_packets(unread, share, reader.origin)
         return more
 
@@ -280,6 +303,10 @@ class DatagramListener(Dispatcher):
             if not packets:
                 return False
             more = len(packets) >= share
+            if self._opener is not None:
+                packets, addresses = self._open_packets(packets, addresses)
+                if not packets:
+                    return more
             if self._passes_filter is None:
                 self._hand_over(packets, addresses, share)
                 return more
@@ -306,6 +333,30 @@ class DatagramListener(Dispatcher):
         if passed:
             self._hand_over(passed, origins, share)
         return more
+
+    def _open_packets(self, packets: list[bytes], addresses: list[Address]) -> tuple[list[bytes], list[Address]]:
+        """Return what is in the sealed packets that are accepted, and their addresses."""
+        reader = self._socket_reader
+        if reader.truncated != self._truncated_before:
+            self._truncated_before = reader.truncated
+            whole = [(packet, addr) for packet, addr in zip(packets, addresses, strict=True) if not addr.truncated]
+            cut = len(packets) - len(whole)
+            self._opener.reject_cut(cut)
+            self._not_opened += cut
+            self._seal_bytes += cut * reader.mtu
+            packets, addresses = [packet for packet, _ in whole], [addr for _, addr in whole]
+        opened = self._open_all(packets, addresses)
+        if None in opened:
+            addresses = [addr for data, addr in zip(opened, addresses, strict=True) if data is not None]
+            self._not_opened += len(opened) - len(addresses)
+            self._seal_bytes += sum(len(packet) for packet, data in zip(packets, opened, strict=True) if data is None)
+        plain = [data for data in opened if data is not None]
+        self._seal_bytes += self._opener.overhead * len(plain)
+        return plain, addresses
+
+    def _open_all(self, packets: list[bytes], addresses: list[Address]) -> list[bytes | None]:
+        opened: list[bytes | None] = self._opener.open_all(packets)
+        return opened
 
     def _hand_over(self, packets: list[bytes], addresses: list[Address], share: int) -> None:
         """Call `handle_packets`, and see how many packets a millisecond is enough for."""
@@ -357,12 +408,18 @@ class DatagramListener(Dispatcher):
         packets += reader.packets
         return Statistics(
             packets,
-            octets + reader.bytes,
-            packets - self._filter_refused - self._unread_forgotten - self._waiting,
+            octets + reader.bytes - self._seal_bytes,
+            packets - self._filter_refused - self._not_opened - self._unread_forgotten - self._waiting,
             self._filter_refused + self._refused_in_kernel,
             truncated + reader.truncated,
             self._kernel_dropped,
+            self._not_opened,
         )
+
+    @property
+    def rejected(self) -> Rejected | None:
+        """How many packets were not opened, by cause; None without `seal`."""
+        return None if self._opener is None else self._opener.rejected
 
     @property
     def _waiting(self) -> int:

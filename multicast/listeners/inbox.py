@@ -19,6 +19,8 @@ from .membership import HasAddress, MulticastListener
 if TYPE_CHECKING:
     from typing import TypedDict, Unpack
 
+    from multicast.sealed import Seal
+
     class Options(TypedDict, total=False):
         """The keywords of `MulticastListener` that `Inbox` takes too."""
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
         offload: bool
         silence: float | None
         ignore: Iterable[HasAddress]
+        seal: Seal | None
         poller: Poller | None
 
     class ListenOptions(Options, total=False):

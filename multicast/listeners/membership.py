@@ -9,7 +9,7 @@ import math
 import socket
 from collections.abc import Callable, Container, Iterable, Sequence
 from time import monotonic
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from multicast import batch, filters
 from multicast.batch import Address
@@ -32,6 +32,9 @@ from multicast.sockets import (
 )
 
 from .datagrams import DatagramListener
+
+if TYPE_CHECKING:
+    from multicast.sealed import Seal
 
 _log = logging.getLogger("multicast")
 
@@ -114,6 +117,10 @@ class MulticastListener(DatagramListener):
     as these are at the time, are counted as filtered. (``loopback=False`` of a sender would keep them from every
     program on this host.)
 
+    With `seal` (a `sealed.Seal`) packets are opened before the filter and the handler see them, and `mtu` and
+    `statistics` count what is in them. A packet that does not open is counted in `statistics().rejected`, and by cause
+    in `rejected`. The kernel cannot look into sealed packets, so the filter works after opening alone.
+
     With `silence`, in seconds, `handle_silence` is called when nothing came for so long, and again each time as much
     has passed: no sooner than that, and before twice as long.
 
@@ -150,6 +157,7 @@ class MulticastListener(DatagramListener):
         offload: bool = False,
         silence: float | None = None,
         ignore: Iterable[HasAddress] = (),
+        seal: Seal | None = None,
         poller: Poller | None = None,
     ) -> None:
         if silence is not None:
@@ -165,6 +173,7 @@ class MulticastListener(DatagramListener):
             offload=offload,
             shard=() if shard is None else filters.shard_refusals(shard, shard_key, ":" in self.group.address),
             whole_bursts=shard is None or shard_key == "source",
+            seal=seal,
         )
         if ignore := tuple(ignore):
             self._passes_filter = _Ignore(ignore, self._passes_filter)

@@ -18,10 +18,10 @@ import select
 import time
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from multicast import batch
-from multicast.errors import RegistrationError, check_amount
+from multicast.errors import RegistrationError, check_amount, check_seal
 from multicast.interfaces import Interface, resolve
 from multicast.poller import Dispatcher, Poller, Timer, report
 from multicast.sockets import (
@@ -36,6 +36,9 @@ from multicast.sockets import (
 )
 
 from .transmission import FULL_FIRST, SLOW, bound_name, destination
+
+if TYPE_CHECKING:
+    from multicast.sealed import Seal
 
 _log = logging.getLogger("multicast")
 
@@ -72,10 +75,10 @@ class Multicaster(Dispatcher):
     when there is nothing to send for now. `iter(self)` is called when the first packet can be sent, and the sender
     closes itself when the iterable ends.
 
-    `ip`, `port`, `ttl`, `interface`, `source_ip`, `source_port`, `loopback` and `offload` are those of `sendto`. `rate`
-    paces it to so many bits of payload per second, `interval` to so many seconds from one packet to the next; it is
-    never ahead of its pace, so packets make a burst only where they are due together. It is registered with `poller`,
-    by default the default poller, once the constructor of the subclass is done.
+    `ip`, `port`, `ttl`, `interface`, `source_ip`, `source_port`, `loopback`, `offload` and `seal` are as in `sendto`.
+    `rate` paces it to so many bits of payload per second, a seal included, `interval` to so many seconds from one
+    packet to the next; it is never ahead of its pace, so packets make a burst only where they are due together. It is
+    registered with `poller`, by default the default poller, once the constructor of the subclass is done.
 
     An error in the iterable closes the sender and leaves `poll`. An error of the network leaves `poll` too, or is
     given to `handle_error(exc)` where the subclass has it; the packet is kept and tried again later, and `outage` is
@@ -109,11 +112,13 @@ class Multicaster(Dispatcher):
         rate: float | None = None,
         interval: float = 0,
         offload: bool = True,
+        seal: Seal | None = None,
         poller: Poller | None = None,
     ) -> None:
         if rate is not None:
             check_amount("rate", rate, "bits per second", zero=False)
         check_amount("interval", interval, "seconds")
+        check_seal(seal)
         #: Where the packets go.
         self.group = destination(ip, port)
         #: Bits of payload per second, or None; may be changed, as `interval` may, and holds after the next packet.
@@ -125,6 +130,7 @@ class Multicaster(Dispatcher):
         )
         super().__init__(opened, poller)
         self._socket_writer = batch.Writer(opened, sockaddr, offload=offload and takes_bursts())
+        self._encode = batch.encode if seal is None else seal.sealer().encode
         # A device that is made anew has another index; it comes back under its name.
         name = resolve(interface).name if isinstance(interface, (int, Interface)) else interface
         self._choose_again = functools.partial(pin, opened, self.group, ttl, name, source_ip)
@@ -210,6 +216,7 @@ class Multicaster(Dispatcher):
         try:
             if self._packet_iterator is None:
                 self._packet_iterator = iter(self)
+            encode, longest = self._encode, self.group.longest
             began = time.perf_counter()
             while len(self._taken_packets) < self._batch_size and not (paced and self._next_due > horizon):
                 packet = next(self._packet_iterator)
@@ -217,7 +224,7 @@ class Multicaster(Dispatcher):
                     if paced:
                         self._next_due = max(self._next_due, now)  # having nothing to send is no delay to catch up with
                     return True
-                data = batch.encode(packet, self.group.longest)
+                data = encode(packet, longest)
                 self._taken_packets.append(data)
                 if paced:
                     self._next_due += self.interval + (8 * len(data) / self.rate if self.rate else 0)

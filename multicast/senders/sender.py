@@ -8,26 +8,30 @@ import os
 import select
 import socket
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from time import monotonic, sleep
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from multicast import batch
 from multicast.batch import Packet
+from multicast.errors import check_seal
 from multicast.interfaces import Watch
 from multicast.sockets import DEFAULT_IP, DEFAULT_PORT, Endpoint, WhichInterface, open_sender, takes_bursts
 
 from .transmission import LARGE, Transmission, as_packets, bound_name, destination
 
+if TYPE_CHECKING:
+    from multicast.sealed import Seal
+
 
 class Sender:
     """Sends packets to one group, or one host, from one socket.
 
-    `ip`, `port`, `ttl`, `interface`, `source_ip`, `source_port`, `loopback` and `offload` are those of `sendto`. The
-    socket stays open until `close`, so the interface and the source address are chosen once: a program that outlives
-    changes of the network makes another sender, or uses `Multicaster`. A sender is a context manager and may be used by
-    one thread at a time.
+    `ip`, `port`, `ttl`, `interface`, `source_ip`, `source_port`, `loopback`, `offload` and `seal` are as in `sendto`.
+    The socket stays open until `close`, so the interface and the source address are chosen once: a program that
+    outlives changes of the network makes another sender, or uses `Multicaster`. A sender is a context manager and may
+    be used by one thread at a time.
 
     Raises `GroupError`, `ArgumentError`, `InterfaceError`, and `OSError` with advice.
 
@@ -49,8 +53,10 @@ class Sender:
         source_port: int = 0,
         loopback: bool = True,
         offload: bool = True,
+        seal: Seal | None = None,
     ) -> None:
-        self._open(destination(ip, port), ttl, interface, source_ip, source_port, loopback, offload)
+        check_seal(seal)
+        self._open(destination(ip, port), ttl, interface, source_ip, source_port, loopback, offload, seal)
 
     def _open(
         self,
@@ -61,10 +67,12 @@ class Sender:
         source_port: int,
         loopback: bool,
         offload: bool,
+        seal: Seal | None,
     ) -> None:
         #: Where the packets go.
         self.group = to
         self._longest = to.longest
+        self._encode = batch.encode if seal is None else seal.sealer().encode
         self._socket, self._sockaddr = open_sender(
             to, ttl, interface=interface, source_ip=source_ip, source_port=source_port, loopback=loopback
         )
@@ -80,7 +88,7 @@ class Sender:
         `PacketTypeError`, `PacketSizeError`, and `OSError` with advice; packets before the one that failed are sent.
         """
         if isinstance(packets, (bytes, str)):
-            data = batch.encode(packets, self._longest)
+            data = self._encode(packets, self._longest)
             try:
                 self._opened().sendto(data, self._sockaddr)
             except OSError:
@@ -90,7 +98,7 @@ class Sender:
         opened = self._opened()
         # What is all there already can go in large pieces.
         chunk = LARGE if isinstance(packets, (list, tuple)) else None
-        transmission = Transmission(self._writer, self.group, as_packets(packets), chunk)
+        transmission = Transmission(self._writer, self.group, self._encoded(as_packets(packets)), chunk)
         for pause in transmission:
             if pause is None:
                 waiting = select.poll()
@@ -99,6 +107,10 @@ class Sender:
             elif pause:
                 sleep(pause)
         return transmission.sent
+
+    def _encoded(self, packets: Iterator[object]) -> Iterator[object]:
+        encode = self._encode
+        return packets if encode is batch.encode else (encode(packet, self._longest) for packet in packets)
 
     def _opened(self) -> socket.socket:
         if self._socket is None:
@@ -251,6 +263,7 @@ def sendto(
     source_port: int = 0,
     loopback: bool = True,
     offload: bool = True,
+    seal: Seal | None = None,
 ) -> int:
     """Send packets to the multicast group at `ip` on `port`; return how many were handed to the kernel.
 
@@ -262,6 +275,7 @@ def sendto(
     with its interface, `source_port` the port they come from. With `loopback` False listeners on this host do not
     hear them. `ip` may also be the address of a single host. Runs of packets of one size are handed to the kernel as
     bursts (UDP_SEGMENT), which is many times faster and on the wire the same; with `offload` False each goes alone.
+    `seal` (a `sealed.Seal`) encrypts and authenticates each packet; it is then 40 bytes longer.
 
     Raises `GroupError`, `ArgumentError`, `InterfaceError`, `PacketTypeError`, `PacketSizeError` and `OSError`, each
     with words that say what to do.
@@ -269,11 +283,13 @@ def sendto(
     >>> sendto(["one", b"two"], ttl=0)
     2
     """
+    if seal is not None:
+        check_seal(seal)
     sender = None
     wanted: Packet | Iterable[object] = packets
     # Other types may be equal to these, and be refused: they go the way on which everything is looked at.
     key = (
-        (ip, port, ttl, interface, source_ip, loopback, offload)
+        (ip, port, ttl, interface, source_ip, loopback, offload, seal)
         if type(ip) is str and type(port) is int and type(ttl) is int and (interface is None or type(interface) is str)
         and (source_ip is None or type(source_ip) is str) and type(source_port) is int and source_port == 0
         else None
@@ -283,17 +299,17 @@ def sendto(
     if sender is None:
         # The first packet is looked at before a socket is opened: most mistakes are in all packets alike.
         to = destination(ip, port)
-        longest = to.longest
+        longest, overhead = to.longest, 0 if seal is None else seal.overhead
         if isinstance(packets, (bytes, str)):
-            batch.encode(packets, longest)
+            batch.encode(packets, longest, overhead)
         elif not isinstance(packets, (list, tuple)):
             source = as_packets(packets)
-            first: list[object] = [batch.encode(packet, longest) for packet in islice(source, 1)]
+            first: list[object] = [batch.encode(packet, longest, overhead) for packet in islice(source, 1)]
             wanted = chain(first, source)
         elif packets:
-            batch.encode(packets[0], longest)
+            batch.encode(packets[0], longest, overhead)
         sender = Sender.__new__(Sender)
-        sender._open(to, ttl, interface, source_ip, source_port, loopback, offload)
+        sender._open(to, ttl, interface, source_ip, source_port, loopback, offload, seal)
     try:
         sent = sender.send(wanted)
     except BaseException:
