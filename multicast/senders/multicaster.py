@@ -98,6 +98,8 @@ class Multicaster(Dispatcher):
     _rest_timer: Timer | None = None
     # Whether the iterable is at work, and whether the poller was told meanwhile not to call.
     _taking = _muted = False
+    # Events that a subclass watches for besides.
+    _also_watched = 0
 
     def __init__(
         self,
@@ -153,6 +155,10 @@ class Multicaster(Dispatcher):
     @abstractmethod
     def __iter__(self) -> Iterator[Any]:
         """Yield the packets to send: bytes-like, text, or None for nothing now; implemented by subclasses."""
+
+    def _packets(self) -> Iterator[Any]:
+        """Return what yields the packets; subclasses that make packets of something else have their own."""
+        return iter(self)
 
     @property
     def address(self) -> tuple[Any, ...] | None:
@@ -215,7 +221,7 @@ class Multicaster(Dispatcher):
             horizon = now + _TICK / 2
         try:
             if self._packet_iterator is None:
-                self._packet_iterator = iter(self)
+                self._packet_iterator = self._packets()
             encode, longest = self._encode, self.group.longest
             began = time.perf_counter()
             while len(self._taken_packets) < self._batch_size and not (paced and self._next_due > horizon):
@@ -300,7 +306,7 @@ class Multicaster(Dispatcher):
     def _watch(self, writable: bool) -> bool:
         """Have the poller call when the socket is writable, or not; False when it is driven by hand."""
         try:
-            self.poller.modify(self, select.EPOLLOUT if writable else select.EPOLLERR)
+            self.poller.modify(self, (select.EPOLLOUT if writable else select.EPOLLERR) | self._also_watched)
         except RegistrationError:
             return False
         return True

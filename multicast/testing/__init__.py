@@ -257,6 +257,8 @@ class Network:
 
         self._replace(datagrams, "open_socket", make(datagrams.open_socket))
         self._replace(choosing, "routed", lambda *_: True)
+        # All hosts are on one link.
+        self._everywhere(interfaces.route, lambda *_: interfaces.Route("eth0", None))
         self._everywhere(interfaces.interfaces, self._wires.interfaces)
 
         self._replace(choosing, "_by_name", lambda _: None)

@@ -356,6 +356,8 @@ class Wires:
         own = next((number for number in self.names if source in self.own(sender.host, number)), 0)
         if not multicast and address in self.addresses(sender.host):
             index = 1
+            if source not in self.addresses(sender.host):
+                source = address  # as the kernel's route to an address of the host has it
         index = index or own or 2
         if source not in self.addresses(sender.host):
             source = self.own(sender.host, index)[":" in address]

@@ -1,0 +1,311 @@
+"""`Arbiter`: one stream out of several lines of a numbered feed that is not MoldUDP64, such as RTP."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, Self
+
+from multicast.batch import Address
+from multicast.errors import ArgumentError, check_amount, check_number, check_seal
+from multicast.poller import Poller, Timer, _defaultPoller, report
+from multicast.sealed import Seal
+
+from .subscriber import Ear, Line, LineStatistics, SubscriberStatistics, _LineState, as_lines
+from .window import Lost, Window
+
+__all__ = ["RTP", "Arbiter", "Numbering", "field"]
+
+_log = logging.getLogger("multicast")
+
+# A jump of more than this, or of half the numbers where there are fewer, begins the stream anew.
+_JUMP = 1 << 14
+# How many streams are told apart.
+_MOST_STREAMS = 1024
+
+
+class Numbering:
+    """Where the number of a packet is, and what stream it belongs to.
+
+    `read(packet)` returns stream and number, or None for a packet that has none. The numbers have `bits` bits and go
+    round.
+    """
+
+    def __init__(self, read: Callable[[bytes], tuple[object, int] | None], bits: int) -> None:
+        self.read = read
+        self.bits = bits
+
+
+def field(offset: int, size: int, order: Literal["big", "little"] = "big") -> Numbering:
+    """Return the numbering by a field of `size` bytes at `offset` of the payload; the numbers go round.
+
+    Raises `ArgumentError`.
+    """
+    check_number("offset", offset, 0, 65535)
+    check_number("size", size, 1, 8)
+    if order not in ("big", "little"):
+        raise ArgumentError(f"order is 'big' or 'little', not {order!r}")
+
+    def read(packet: bytes) -> tuple[object, int] | None:
+        data = packet[offset : offset + size]
+        return (None, int.from_bytes(data, order)) if len(data) == size else None
+
+    return Numbering(read, 8 * size)
+
+
+def _read_rtp(packet: bytes) -> tuple[object, int] | None:
+    if len(packet) < 12 or packet[0] >> 6 != 2:
+        return None
+    return packet[8:12], packet[2] << 8 | packet[3]
+
+
+#: The sequence number of RTP (RFC 3550 section 5.1), 16 bits; each SSRC is a stream.
+RTP = Numbering(_read_rtp, 16)
+
+
+class _Stream:
+    """One stream: its window, and its numbers made to go on."""
+
+    __slots__ = ("highest", "latest", "states", "window")
+
+    def __init__(self, window: Window, lines: int, latest: float) -> None:
+        self.window = window
+        self.highest = 0  # the highest number, of those that go on
+        self.states = [0] * lines
+        self.latest = latest
+
+
+class Arbiter:
+    """Merges the lines of a numbered feed: each packet once, in order, and gaps told; subclasses have `handle_message`.
+
+    `lines` are as for `Subscriber`. `number` says where the number of a packet is: `RTP`; `field`; a `Numbering`; or a
+    function of the packet that returns its number, or None. A packet that comes by no line within `patience` seconds
+    is missing. Each stream (an SSRC of RTP) has numbers for itself. This is what SMPTE ST 2022-7 calls seamless
+    protection switching; nothing is asked for.
+
+    `window` is how many packets wait for missing ones; with `ordered` False none waits. The further keywords are those
+    of `MulticastListener`.
+    """
+
+    #: The stream of the packet that a handler is called with: for RTP its SSRC, 4 bytes.
+    stream: object = None
+    #: The place in `lines` by which the packet given to `handle_message` came.
+    line: int | None = None
+
+    def __init__(
+        self,
+        lines: Line | Iterable[Line],
+        number: Numbering | Callable[[bytes], int | None] = RTP,
+        *,
+        patience: float = 0.02,
+        window: int = 4096,
+        ordered: bool = True,
+        seal: Seal | None = None,
+        poller: Poller | None = None,
+        **options: Any,
+    ) -> None:
+        groups = as_lines(lines)
+        check_amount("patience", patience, "seconds")
+        check_number("window", window, of="packets")
+        check_seal(seal)
+        if not isinstance(number, Numbering):
+            if not callable(number):
+                raise ArgumentError(f"number is feeds.RTP, feeds.field(...) or a function of a packet, not {number!r}")
+            function = number
+
+            def read(packet: bytes) -> tuple[object, int] | None:
+                found = function(packet)
+                return None if found is None else (None, found)
+
+            number = Numbering(read, 64)
+        #: The poller that drives it.
+        self.poller = _defaultPoller if poller is None else poller
+        #: The groups of the lines.
+        self.lines = tuple(groups)
+        self._numbering = number
+        self._patience, self._limit, self._ordered = patience, window, ordered
+        self._streams: OrderedDict[object, _Stream] = OrderedDict()
+        self._states = [_LineState() for _ in groups]
+        self._messages = self._bytes = self._malformed = self._unrecoverable = self._restarts = 0
+        self._timer: Timer | None = None
+        self._closed = False
+        self._ears: list[Ear] = []
+        try:
+            for place, group in enumerate(groups):
+                self._ears.append(Ear(self, place, group, {"seal": seal, "poller": self.poller, **options}))
+        except BaseException:
+            self.close()
+            raise
+
+    def __repr__(self) -> str:
+        lines = " and ".join(map(str, self.lines))
+        return f"<{type(self).__name__} of {lines}{', closed' if self._closed else ''}>"
+
+    @abstractmethod
+    def handle_message(self, message: bytes, number: int, addr: Address) -> object:
+        """Called with each packet, in order and once; a true result closes this arbiter.
+
+        `number` is the one in the packet.
+        """
+
+    def handle_gap(self, first: int, count: int) -> None:
+        """Called in the place of `count` packets from number `first` on that came by no line; logs it."""
+        _log.warning("%r: %d packets from number %d on are missing", self, count, first)
+
+    def _new_window(self) -> Window:
+        return Window(patience=0.0, give_up=self._patience, limit=self._limit, ordered=self._ordered, asks=False)
+
+    def _take(self, place: int, packets: list[bytes], addresses: list[Address]) -> None:
+        now = self.poller.time()
+        read, bits = self._numbering.read, self._numbering.bits
+        mask, half = (1 << bits) - 1, 1 << (bits - 1)
+        jump = min(_JUMP, half)
+        state = self._states[place]
+        for packet, addr in zip(packets, addresses, strict=True):
+            found = read(packet)
+            if found is None:
+                self._malformed += 1
+                continue
+            name, number = found
+            number &= mask
+            state.packets += 1
+            state.messages += 1
+            stream = self._streams.get(name)
+            if stream is None:
+                stream = self._begin(name, number, now)
+            # The number that goes on: of those with these bits the one nearest to the highest (RFC 3550 appendix A.1).
+            step = (number - stream.highest) & mask
+            if step >= half:
+                step -= mask + 1
+            if not -jump < step < jump:
+                stream.window.end()
+                self._drain(name, stream)
+                if self._closed:
+                    return
+                self._restarts += 1
+                self._unrecoverable += stream.window.unrecoverable
+                stream = self._begin(name, number, now)
+                step = 0
+            absolute = stream.highest + step
+            stream.highest = max(stream.highest, absolute)
+            stream.latest = now
+            window = stream.window
+            if window.next <= absolute and not window.has(absolute):
+                state.firsts += 1
+                if self._ordered:
+                    window.add(absolute, [(packet, addr, place)], now)
+                else:
+                    window.add(absolute, [(b"",)], now)
+                    self._hand_on(name, packet, absolute, addr, place)
+                    if self._closed:
+                        return
+                self._drain(name, stream)
+                if self._closed:
+                    return
+            elif window.given_up(absolute):
+                state.late += 1
+            else:
+                state.duplicates += 1
+        self._go_on()
+
+    def _begin(self, name: object, number: int, now: float) -> _Stream:
+        if name not in self._streams and len(self._streams) >= _MOST_STREAMS:
+            quiet = min(self._streams, key=lambda one: self._streams[one].latest)
+            self._unrecoverable += self._streams.pop(quiet).window.unrecoverable
+        stream = self._streams[name] = _Stream(self._new_window(), len(self.lines), now)
+        # Late packets of before the first are told apart from those that went round.
+        stream.highest = number + (1 << self._numbering.bits)
+        stream.window.start(stream.highest, stream.highest, now)
+        return stream
+
+    def _hand_on(self, name: object, packet: bytes, absolute: int, addr: Address, place: int) -> None:
+        self._messages += 1
+        self._bytes += len(packet)
+        self.stream, self.line = name, place
+        if self.handle_message(packet, absolute & ((1 << self._numbering.bits) - 1), addr):
+            self.close()
+
+    def _drain(self, name: object, stream: _Stream) -> None:
+        mask = (1 << self._numbering.bits) - 1
+        for one in stream.window.ready():
+            if isinstance(one, Lost):
+                self.stream = name
+                self.handle_gap(one.first & mask, one.amount)
+            elif self._ordered:
+                absolute, (packet, addr, place) = one
+                self._hand_on(name, packet, absolute, addr, place)
+            if self._closed:
+                return
+
+    def _go_on(self) -> None:
+        """Give up what is missing for long enough, and see when to look again."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        now = self.poller.time()
+        soonest = float("inf")
+        for name, stream in list(self._streams.items()):
+            if stream.window.clear:
+                continue
+            stream.window.expire(now)
+            self._drain(name, stream)
+            if self._closed:
+                return
+            soonest = min(soonest, stream.window.next_due())
+        if soonest < float("inf"):
+            self._timer = self.poller.call_at(soonest, self._on_time)
+
+    def _on_time(self) -> None:
+        self._timer = None
+        try:
+            self._go_on()
+        except Exception as error:
+            report(self, error)
+
+    def statistics(self) -> SubscriberStatistics:
+        """Return what was counted so far; packets count as messages. It stays readable after `close`."""
+        windows = [stream.window for stream in self._streams.values()]
+        lines = tuple(
+            LineStatistics(
+                state.packets, state.messages, state.firsts, state.duplicates,
+                max(0, self._messages - state.firsts - state.duplicates - state.late), state.late,
+                ear.statistics().dropped,
+            )
+            for state, ear in zip(self._states, self._ears, strict=False)
+        )  # fmt: skip
+        return SubscriberStatistics(
+            self._messages,
+            self._bytes,
+            lines,
+            0,
+            0,
+            self._unrecoverable + sum(window.unrecoverable for window in windows),
+            self._restarts,
+            self._malformed,
+            sum(window.missing for window in windows),
+            sum(window.waiting for window in windows),
+            float("nan"),
+            0.0,
+        )
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    def close(self) -> None:
+        """Leave the groups and close the sockets. Idempotent."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for ear in self._ears:
+            ear.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()

@@ -1,0 +1,146 @@
+"""`RepairServer`: answers requests for a feed that another host publishes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from multicast.batch import Address
+from multicast.errors import check_amount, check_number
+from multicast.poller import Dispatcher, Poller
+from multicast.sealed import OVERHEAD, Seal
+from multicast.sockets import DEFAULT_PORT, open_unicast
+
+from .history import History
+from .moldudp64 import HEADER, pack
+from .publisher import Access, Desk, PublisherStatistics
+from .repairs import Repairs
+from .subscriber import Line, Subscriber
+
+__all__ = ["RepairServer"]
+
+
+class _Counter(Dispatcher):
+    """The socket at which a repair server is asked."""
+
+    def __init__(self, server: RepairServer, ip: str, port: int, poller: Poller) -> None:
+        super().__init__(open_unicast(ip, port), poller)
+        self._server = server
+
+    def handle_read(self) -> bool:
+        """Answer requests; return whether there may be more."""
+        return self._server._serve()
+
+
+class RepairServer(Subscriber):
+    """Listens to a feed, keeps its last messages, and answers requests for them, by unicast.
+
+    `lines` and the further keywords are those of `Subscriber`; by default what this server misses it asks the publisher
+    for. `ip` and `port` are where it is asked: subscribers name them in `repair`. `history`, `fill`, `linger`,
+    `repair_share`, `answer` and `seal` are those of `Publisher`; here it answers each requester alone.
+
+    Raises what `Subscriber` raises.
+    """
+
+    def __init__(
+        self,
+        lines: Line | Iterable[Line],
+        ip: str = "0.0.0.0",  # noqa: S104 -- requests come from anywhere
+        port: int = DEFAULT_PORT,
+        *,
+        history: int = 64 << 20,
+        fill: int = 1400,
+        repair_share: float = 0.5,
+        answer: str | Iterable[Any] = "connected",
+        seal: Seal | None = None,
+        poller: Poller | None = None,
+        **options: Any,
+    ) -> None:
+        check_number("history", history, 0, of="bytes")
+        check_number("fill", fill, HEADER.size + 2, 65507 - (0 if seal is None else OVERHEAD), of="bytes")
+        check_amount("repair_share", repair_share, "of the rate of the feed")
+        access = Access(answer)
+        self._limit, self._fill, self._share = history, fill, repair_share
+        self._gathered: list[bytes] = []
+        self._gathered_first = self._gathered_size = 0
+        self._heard_bytes = 0
+        self._begin_history(b"")
+        self._counter: _Counter | None = None
+        # A history takes messages as they come, and so does not wait for those that this server misses.
+        super().__init__(lines, seal=seal, ordered=False, poller=poller, **options)
+        try:
+            self._counter = _Counter(self, ip, port, self.poller)
+        except BaseException:
+            self.close()
+            raise
+        assert self._counter.socket is not None  # noqa: S101 -- it was opened above
+        sealer, opener = (None, None) if seal is None else (seal.sealer(), seal.opener())
+        self._answers = Desk(self._repairs, access, self._counter.socket, sealer, opener)
+
+    def _begin_history(self, session: bytes) -> None:
+        self._history = History(session, self._limit)
+        # What it repairs is measured by what it hears, as it sends nothing else.
+        began, heard = None, 0
+
+        def sending(now: float) -> float:
+            nonlocal began, heard
+            if began is None or now - began > 1:
+                began, heard = now, self._heard_bytes
+            return float(self._heard_bytes - heard)
+
+        self._repairs = Repairs(self._history, room=self._fill, linger=0.0, share=self._share, sending=sending)
+
+    @property
+    def address(self) -> tuple[Any, ...]:
+        """The address and port at which it is asked."""
+        assert self._counter is not None  # noqa: S101
+        assert self._counter.socket is not None  # noqa: S101
+        name: tuple[Any, ...] = self._counter.socket.getsockname()
+        return name
+
+    def handle_message(self, message: bytes, number: int, addr: Address) -> None:
+        """Keep a message."""
+        follows = number == self._gathered_first + len(self._gathered)
+        if self._gathered and (not follows or self._gathered_size + 2 + len(message) > self._fill):
+            self._keep()
+        if not self._gathered:
+            self._gathered_first, self._gathered_size = number, HEADER.size
+        self._gathered.append(message)
+        self._gathered_size += 2 + len(message)
+        self._heard_bytes += 2 + len(message)
+
+    def handle_session(self, old: bytes, new: bytes) -> None:
+        """Forget the messages of the old session."""
+        self._gathered.clear()
+        counts = self._repairs.counts
+        self._begin_history(new)
+        self._repairs.counts = counts
+        self._answers.repairs = self._repairs
+
+    def _keep(self) -> None:
+        """Move what was gathered to the history."""
+        if self._gathered:
+            packet = pack(self._history.session, self._gathered_first, self._gathered)
+            self._history.append(self._gathered_first, len(self._gathered), packet)
+            self._gathered = []
+
+    def _serve(self) -> bool:
+        if self.session is not None and not self._history.session:
+            self._history.session = self.session
+        self._keep()
+        return self._answers.serve(self.poller.time(), None)
+
+    def repair_statistics(self) -> PublisherStatistics:
+        """Return what was counted of requests and answers; `statistics` has what was received."""
+        counts = self._repairs.counts
+        return PublisherStatistics(
+            self._messages, 0, 0, 0, 0, 0,
+            counts["requests"] + self._answers.refused + self._answers.rejected,
+            counts["repairs"], 0, counts["repaired"], self._answers.unanswered, self._history.bytes,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Leave the groups and close all sockets. Idempotent."""
+        super().close()
+        if self._counter is not None:
+            self._counter.close()

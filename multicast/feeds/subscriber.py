@@ -1,0 +1,665 @@
+"""`Subscriber`: the messages of a sequenced feed, in order and each once, from one line or several; what is missing is
+asked for.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Self
+
+from multicast import batch
+from multicast.batch import Address
+from multicast.errors import ArgumentError, check_amount, check_number, check_seal
+from multicast.listeners import DatagramListener, MulticastListener
+from multicast.poller import Poller, Timer, _defaultPoller, report
+from multicast.sealed import Seal
+from multicast.sockets import Group
+
+from .moldudp64 import END, HEADER, session_bytes, split
+from .window import Lost, Window
+
+__all__ = ["Line", "LineStatistics", "Subscriber", "SubscriberStatistics", "as_group"]
+
+_log = logging.getLogger("multicast")
+
+#: How a line is given: text as `Group.parse` reads it, a `Group`, or address and port.
+Line = str | Group | tuple[str, int]
+
+# How many sessions that were left are kept in mind, so that late packets of them begin nothing.
+_MOST_SESSIONS = 64
+# After so many seconds without the session, another one is followed wherever it comes from.
+_SILENT = 3.0
+# The bytes of messages that are expected in the answer to a request.
+_ROOM = 1380
+
+
+class LineStatistics(NamedTuple):
+    """What a subscriber has counted of one line."""
+
+    #: Packets of the session.
+    packets: int
+    #: Messages in them.
+    messages: int
+    #: Messages that came by this line first.
+    firsts: int
+    #: Messages that had come already.
+    duplicates: int
+    #: Messages whose numbers this line has left out. What of them came by another line, or was repaired, is not lost.
+    lost: int
+    #: Messages that came by this line after they had been given up.
+    late: int
+    #: Packets that the kernel has dropped at the socket of this line.
+    dropped: int
+
+
+class SubscriberStatistics(NamedTuple):
+    """What a subscriber has counted so far."""
+
+    #: Messages given to `handle_message`.
+    messages: int
+    #: Their bytes.
+    bytes: int
+    #: Each line, in the order they were given.
+    lines: tuple[LineStatistics, ...]
+    #: Requests that were sent.
+    requests: int
+    #: Messages that came after they had been asked for.
+    repaired: int
+    #: Messages told to `handle_gap`.
+    unrecoverable: int
+    #: Packets of other sessions.
+    other_sessions: int
+    #: Packets that are none of the format, and answers that nobody was asked for.
+    malformed: int
+    #: Messages that are missing now, and those that wait for them.
+    missing: int
+    waiting: int
+    #: From noticing a gap to its repair, in seconds: the mean, and the longest.
+    repair_delay: float
+    repair_delay_max: float
+
+
+def as_group(line: Line) -> Group:
+    """Return the group of a line. Raises `GroupError` and `ArgumentError`."""
+    if isinstance(line, Group):
+        return line
+    if isinstance(line, str):
+        return Group.parse(line)
+    if isinstance(line, tuple) and len(line) == 2:
+        return Group.of(*line)
+    raise ArgumentError(f"a line is a group as text, a Group, or (ip, port), not {line!r}")
+
+
+def as_lines(lines: Line | Iterable[Line]) -> list[Group]:
+    """Return the groups of one line or several. Raises `GroupError` and `ArgumentError`."""
+    if isinstance(lines, str | Group) or (isinstance(lines, tuple) and len(lines) == 2 and isinstance(lines[1], int)):
+        groups = [as_group(lines)]
+    else:
+        groups = [as_group(line) for line in lines]
+    if not groups:
+        raise ArgumentError("lines is empty; name the group of the feed, or several that carry the same")
+    return groups
+
+
+class Ear(MulticastListener):
+    """The socket of one line: hands each batch to what owns the line."""
+
+    def __init__(self, owner: Any, place: int, group: Group, options: dict[str, Any]) -> None:
+        self._owner = owner
+        self._place = place
+        options = {"interface": list(group.interfaces) or None, "sources": group.sources or None, **options}
+        super().__init__(None, group.address, group.port, 65535, **options)
+
+    def handle_packets(self, packets: list[bytes], addresses: list[Address]) -> None:
+        """Hand a batch on."""
+        self._owner._take(self._place, packets, addresses)
+
+
+class _Desk(DatagramListener):
+    """The socket from which a subscriber asks, and at which it gets the answers."""
+
+    def __init__(self, owner: Subscriber, ip: str, seal: Seal | None, poller: Poller) -> None:
+        self._owner = owner
+        self._sealer = None if seal is None else seal.sealer()
+        super().__init__(None, ip, 0, 65535, seal=seal, rcvbuf=1 << 20, poller=poller)
+
+    def ask(self, request: bytes, server: tuple[Any, ...]) -> None:
+        """Send a request; one that cannot be sent is as good as lost, and comes again."""
+        opened = self.socket
+        if opened is None:
+            return
+        try:
+            opened.sendto(request if self._sealer is None else self._sealer.seal(request), server)
+        except OSError as error:
+            _log.debug("a request to %s:%s was not sent: %s", server[0], server[1], error)
+            batch.drain_errors(opened)
+
+    def handle_packets(self, packets: list[bytes], addresses: list[Address]) -> None:
+        """Hand answers on."""
+        self._owner._take_answers(packets, addresses)
+
+
+class _LineState:
+    """What is counted of a line."""
+
+    __slots__ = ("duplicates", "expected", "firsts", "late", "lost", "messages", "packets")
+
+    def __init__(self) -> None:
+        self.packets = self.messages = self.firsts = self.duplicates = self.lost = self.late = 0
+        self.expected = 0  # the number it should go on with; 0 before the first packet
+
+    def note(self, number: int, following: int) -> None:
+        """Count what a packet with these numbers leaves out."""
+        if self.expected and number > self.expected:
+            self.lost += number - self.expected
+        elif number < self.expected:
+            self.lost = max(0, self.lost - (min(following, self.expected) - number))
+        self.expected = max(self.expected, following)
+
+
+class Subscriber:
+    """Receives the messages of a MoldUDP64 feed in order, each once; subclasses implement `handle_message`.
+
+    `lines` is one group, or several that carry the same feed; each is text as `Group.parse` reads it (with its
+    interface, as ``239.1.2.3:5000%eth0``), a `Group`, or address and port. The first copy of a message counts,
+    whichever line it came by, and what comes by one line is not missing.
+
+    `start` says where to begin: ``live`` with the first message that is heard, ``first`` with the first of the session,
+    or a number. `session` is the session to follow, up to 10 characters; None is the first that is heard, and its
+    successor when the publisher begins another.
+
+    What is missing is asked for: with `repair` True from where the feed comes, or from the servers in a list of (host,
+    port), one after the other; with False not at all. A gap is asked for after `patience` seconds, which is time for
+    the other line and for packets that overtake each other, and given up after `give_up` seconds without an answer.
+    Up to `window` messages, and 64 MiB, wait for missing ones. With `ordered` False messages are handed on as they
+    come, each once.
+
+    `interface`, `sources`, `exclude`, `rcvbuf`, `silence` and `seal` are those of `MulticastListener`, for all lines.
+    It is registered with `poller`, by default the default poller.
+
+    Every message is handed on in order, or its number is told to `handle_gap`. What a handler raises leaves `poll`;
+    nothing is lost by that.
+
+    Raises `GroupError`, `ArgumentError`, `InterfaceError`, and `OSError` with advice.
+    """
+
+    def __init__(
+        self,
+        lines: Line | Iterable[Line],
+        *,
+        start: str | int = "live",
+        session: str | bytes | None = None,
+        repair: bool | Sequence[tuple[str, int]] = True,
+        patience: float = 0.02,
+        give_up: float = 2.0,
+        window: int = 65536,
+        ordered: bool = True,
+        seal: Seal | None = None,
+        poller: Poller | None = None,
+        **options: Any,
+    ) -> None:
+        groups = as_lines(lines)
+        if start not in ("live", "first") and (isinstance(start, bool) or not isinstance(start, int) or start < 1):
+            raise ArgumentError(f"start is 'live', 'first' or the number of a message, 1 or more; not {start!r}")
+        check_amount("patience", patience, "seconds")
+        check_amount("give_up", give_up, "seconds", zero=False)
+        check_number("window", window, of="messages")
+        check_seal(seal)
+        #: The poller that drives it.
+        self.poller = _defaultPoller if poller is None else poller
+        #: The groups of the lines.
+        self.lines = tuple(groups)
+        self._start = start
+        self._wanted_session = None if session is None else session_bytes(session)
+        self._servers: list[tuple[Any, ...]] = []
+        self._asks = bool(repair)
+        if not isinstance(repair, bool):
+            self._servers = [(host, port) for host, port in repair]
+        self._window_options: dict[str, Any] = {
+            "patience": patience, "give_up": give_up if repair else patience, "limit": window, "ordered": ordered,
+            "asks": self._asks,
+        }  # fmt: skip
+        self._ordered = ordered
+        self._window = Window(**self._window_options)
+        self._session: bytes | None = None
+        self._left: OrderedDict[bytes, None] = OrderedDict()  # sessions that were followed before
+        self._heard_at = 0.0
+        self._source: tuple[Any, ...] | None = None  # where the session comes from
+        self._ended = self._end_told = False
+        self._next_server = 0
+        self._servers_without: set[int] = set()
+        self._asked: OrderedDict[tuple[Any, ...], None] = OrderedDict()  # the servers that may answer
+        self._states = [_LineState() for _ in groups]
+        self._messages = self._bytes = self._requests = self._other_sessions = self._malformed = 0
+        self._repaired = self._unrecoverable = 0
+        self._delay_sum = self._delay_max = 0.0
+        # Messages that are to be handed on next, and batches that came while a handler was at work or had raised.
+        self._pending: deque[tuple[int, bytes, Address, int | None]] = deque()
+        self._later: deque[tuple[int | None, Sequence[bytes], Sequence[Address]]] = deque()
+        self._busy = False
+        self._timer: Timer | None = None
+        self._timer_at = 0.0
+        self._closed = False
+        self._desk: _Desk | None = None
+        self._ears: list[Ear] = []
+        try:
+            if self._asks:
+                ip = "::" if ":" in groups[0].address else "0.0.0.0"  # noqa: S104 -- answers come from anywhere
+                self._desk = _Desk(self, ip, seal, self.poller)
+            for place, group in enumerate(groups):
+                self._ears.append(Ear(self, place, group, {"seal": seal, "poller": self.poller, **options}))
+        except BaseException:
+            self.close()
+            raise
+
+    def __repr__(self) -> str:
+        lines = " and ".join(map(str, self.lines))
+        return f"<{type(self).__name__} of {lines}{', closed' if self._closed else ''}>"
+
+    # -- for subclasses --------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def handle_message(self, message: bytes, number: int, addr: Address) -> object:
+        """Called with each message, in order and once; a true result closes this subscriber.
+
+        `addr` is where the packet came from that had it.
+        """
+
+    def handle_gap(self, first: int, count: int) -> None:
+        """Called in the place of `count` messages from number `first` on that will not come any more; logs it.
+
+        `gap_cause` says why: ``unanswered`` (nobody answered for `give_up` seconds), ``history`` (those that have them
+        have them no more), ``window`` (more waited than there is room for), ``missing`` (without `repair`), ``session``
+        (another session has begun).
+        """
+        _log.warning("%r: %d messages from number %d on are lost: %s", self, count, first, self.gap_cause)
+
+    def handle_session(self, old: bytes, new: bytes) -> None:
+        """Called when another session began; its messages are numbered from 1 anew."""
+
+    def handle_end(self) -> None:
+        """Called when the session is complete: its end was told, and all its messages were handed on or are lost."""
+
+    #: Why the messages told to `handle_gap` will not come.
+    gap_cause = ""
+    #: The place in `lines` by which the message given to `handle_message` came; None for an answer to a request.
+    line: int | None = None
+
+    # -- what comes ------------------------------------------------------------------------------------------------
+
+    @property
+    def session(self) -> bytes | None:
+        """The session that is followed, 10 bytes; None before the first packet."""
+        return self._session
+
+    @property
+    def next(self) -> int:
+        """The number of the next message."""
+        return self._window.next
+
+    def _take(self, place: int, packets: list[bytes], addresses: list[Address]) -> None:
+        """Take a batch of packets of a line."""
+        self._later.append((place, packets, addresses))
+        self._go_on()
+
+    def _process(self, place: int, packets: Sequence[bytes], addresses: Sequence[Address]) -> None:
+        """Take a batch of packets of a line; what a handler raises leaves the rest for the next time."""
+        state = self._states[place]
+        now = self._heard_at = self.poller.time()
+        handle, unpack = self.handle_message, HEADER.unpack_from
+        self.line = place
+        pairs = zip(packets, addresses, strict=True)
+        number, count = 0, 0
+        messages: Sequence[bytes] = ()
+        rest: Iterator[bytes] = iter(())
+        try:
+            for data, addr in pairs:
+                if len(data) < 20:
+                    self._malformed += 1
+                    continue
+                session, number, count = unpack(data)
+                if session != self._session and not self._follow(session, number, count, addr, now):
+                    if self._closed:
+                        return
+                    continue
+                self._source = addr
+                state.packets += 1
+                window = self._window
+                if count == 0 or count == END:
+                    state.note(number, number)
+                    window.heard(number, now)
+                    self._ended = self._ended or count == END
+                    continue
+                if count == 1:
+                    end = 22 + (data[20] << 8 | data[21]) if len(data) > 21 else 1 << 16
+                    if end > len(data):
+                        self._malformed += 1
+                        continue
+                    messages = (data[22:end],)
+                else:
+                    found = split(data, count)
+                    if found is None:
+                        self._malformed += 1
+                        continue
+                    messages = found
+                state.messages += count
+                if number == state.expected:
+                    state.expected = number + count
+                else:
+                    state.note(number, number + count)
+                if number != window.next or not window.clear:
+                    self._put(number, messages, addr, place, now)
+                    self.line = place
+                    continue
+                # Nothing is missing and nothing waits: the way that nearly all packets go.
+                state.firsts += count
+                window.next = window.known = number + count
+                self._messages += count
+                self._bytes += len(data) - 20 - 2 * count
+                rest = iter(messages)
+                for message in rest:
+                    if handle(message, number, addr) or self._closed:
+                        self.close()
+                        self._uncount(list(rest))
+                        return
+                    number += 1
+            self._advance(now)
+        except BaseException:
+            left = list(rest)
+            if left:
+                self._uncount(left)
+                self._pending.extend((number + at, message, addr, place) for at, message in enumerate(left, 1))
+            later = list(pairs)
+            if later:
+                self._later.appendleft((place, [data for data, _ in later], [one for _, one in later]))
+            raise
+
+    def _uncount(self, left: Sequence[bytes]) -> None:
+        """Take back the count of messages that were not handed on."""
+        self._messages -= len(left)
+        self._bytes -= sum(map(len, left))
+
+    def _put(self, number: int, messages: Sequence[bytes], addr: Address, place: int | None, now: float) -> None:
+        """Take messages that are not simply the next ones."""
+        window = self._window
+        lost = 0
+        if window.given_up_lately:
+            lost = sum(map(window.given_up, range(number, number + len(messages))))
+        if not self._ordered:
+            self._pending.extend(
+                (one, message, addr, place)
+                for one, message in enumerate(messages, number)
+                if not window.has(one)
+            )
+        new = window.add(number, [(message, addr, place) for message in messages], now, repair=place is None)
+        if place is not None:
+            state = self._states[place]
+            state.firsts += new
+            state.duplicates += len(messages) - new - lost
+            state.late += lost
+        if self._ordered and window.next == number and new:
+            self._drain()
+
+    def _take_answers(self, packets: list[bytes], addresses: list[Address]) -> None:
+        """Take answers to requests."""
+        self._later.append((None, packets, addresses))
+        self._go_on()
+
+    def _process_answers(self, packets: Sequence[bytes], addresses: Sequence[Address]) -> None:
+        now = self.poller.time()
+        for data, addr in zip(packets, addresses, strict=True):
+            server = tuple(addr[:2])
+            if len(data) < 20 or server not in self._asked:
+                self._malformed += 1
+                continue
+            session, number, count = HEADER.unpack_from(data)
+            if session != self._session:
+                self._other_sessions += 1
+            elif count == 0:
+                # The server has nothing before this number.
+                if self._all_without(server):
+                    self._window.gone(number)
+            elif count != END:
+                messages = split(data, count)
+                if messages is None:
+                    self._malformed += 1
+                    continue
+                if len(self._servers) <= 1:
+                    self._window.skipped(number)
+                self._put(number, messages, addr, None, now)
+        self._advance(now)
+
+    def _all_without(self, server: tuple[Any, ...]) -> bool:
+        """Whether no server has what one of them has not."""
+        if len(self._servers) <= 1:
+            return True
+        self._servers_without.add(self._servers.index(server) if server in self._servers else -1)
+        return len(self._servers_without) >= len(self._servers)
+
+    def _follow(self, session: bytes, number: int, count: int, addr: Address, now: float) -> bool:
+        """Return whether a packet of a session that was not followed until now is to be taken."""
+        if self._wanted_session is not None and session != self._wanted_session:
+            self._other_sessions += 1
+            return False
+        if self._session is None:
+            self._session = session
+            following = number + (0 if count == END else count)
+            if self._start == "live":
+                self._window.start(number, number, now)
+            elif self._start == "first":
+                self._window.start(1, number, now)
+            else:
+                first = int(self._start)
+                self._window.start(first, max(first, number), now)
+            for state in self._states:
+                state.expected = 0
+            _log.debug("%r: session %s, up to %d", self, session, following)
+            return True
+        source = self._source
+        silent = now - self._heard_at > _SILENT
+        same_host = source is not None and source[0] == addr[0]
+        if session in self._left or not (self._ended or silent or same_host):
+            self._other_sessions += 1
+            return False
+        # The publisher began anew, and so do the numbers.
+        old = self._session
+        self._left[old] = None
+        if len(self._left) > _MOST_SESSIONS:
+            self._left.popitem(last=False)
+        self._window.end()
+        self._drain()
+        if self._closed:
+            return False
+        self._keep_counts()
+        self._window = Window(**self._window_options)
+        self._window.start(1, number, now)
+        for state in self._states:
+            state.expected = 0
+        self._session, self._ended, self._end_told = session, False, False
+        self._servers_without.clear()
+        self.handle_session(old, session)
+        return not self._closed
+
+    def _keep_counts(self) -> None:
+        window = self._window
+        self._repaired += window.repaired
+        self._unrecoverable += window.unrecoverable
+        self._delay_sum += window.delay_sum
+        self._delay_max = max(self._delay_max, window.delay_max)
+
+    # -- what goes on ----------------------------------------------------------------------------------------------
+
+    def _hand(self, number: int, message: bytes, addr: Address, place: int | None) -> None:
+        """Give a message to the handler."""
+        self._messages += 1
+        self._bytes += len(message)
+        self.line = place
+        if self.handle_message(message, number, addr):
+            self.close()
+
+    def _drain(self) -> None:
+        """Hand on what can be: what was left by a handler that raised, then what is in order now."""
+        pending = self._pending
+        while pending and not self._closed:
+            self._hand(*pending.popleft())
+        if self._closed:
+            return
+        for one in self._window.ready():
+            if isinstance(one, Lost):
+                self.gap_cause = one.cause
+                self.handle_gap(one.first, one.amount)
+            elif self._ordered:
+                number, (message, addr, place) = one
+                self._hand(number, message, addr, place)
+            if self._closed:
+                return
+
+    def _advance(self, now: float) -> None:
+        """Hand on what can be, ask for what is due, and see when to go on."""
+        window = self._window
+        if window.clear and not self._pending and not self._ended and self._timer is None:
+            return
+        self._drain()
+        if self._closed:
+            return
+        if not window.clear:
+            window.expire(now)
+            self._drain()
+            if self._closed:
+                return
+            for first, count in window.due(now, self._chunk()):
+                self._ask(first, count)
+        if self._ended and not self._end_told and window.clear:
+            self._end_told = True
+            self.handle_end()
+            if self._closed:
+                return
+        self._set_timer(window.next_due())
+
+    def _go_on(self) -> None:
+        """Do what there is to do, unless a handler that polls does it already further out."""
+        if self._busy:
+            return
+        self._busy = True
+        later = self._later
+        try:
+            while later and not self._closed:
+                place, packets, addresses = later.popleft()
+                if self._pending:
+                    self._drain()
+                if place is None:
+                    self._process_answers(packets, addresses)
+                else:
+                    self._process(place, packets, addresses)
+        except BaseException:
+            if not self._closed:
+                self.poller.call_soon(self._on_time)
+            raise
+        finally:
+            self._busy = False
+
+    def _set_timer(self, due: float) -> None:
+        if self._timer is not None:
+            if due == self._timer_at:
+                return
+            self._timer.cancel()
+            self._timer = None
+        if due < float("inf"):
+            self._timer_at = due
+            self._timer = self.poller.call_at(due, self._on_time)
+
+    def _on_time(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._closed or self._busy:
+            return
+        try:
+            self._go_on()
+            if not self._closed:
+                self._busy = True
+                try:
+                    self._advance(self.poller.time())
+                finally:
+                    self._busy = False
+        except Exception as error:
+            if not self._closed and self._timer is None:
+                self.poller.call_soon(self._on_time)
+            report(self, error)
+
+    def _chunk(self) -> int:
+        """Return how many messages are expected in the answer to one request."""
+        mean = self._bytes / self._messages if self._messages else 64
+        return max(1, int(_ROOM / (mean + 2)))
+
+    def _ask(self, first: int, count: int) -> None:
+        if self._desk is None or self._session is None:
+            return
+        if self._servers:
+            server = self._servers[self._next_server % len(self._servers)]
+            self._next_server += len(self._servers) > 1
+        elif self._source is not None:
+            server = tuple(self._source)
+        else:
+            return
+        key = tuple(server[:2])
+        if key not in self._asked:
+            self._asked[key] = None
+            if len(self._asked) > _MOST_SESSIONS:
+                self._asked.popitem(last=False)
+        self._requests += 1
+        self._desk.ask(HEADER.pack(self._session, first, min(count, 0xFFFE)), server)
+
+    # -- the end ---------------------------------------------------------------------------------------------------
+
+    def statistics(self) -> SubscriberStatistics:
+        """Return what was counted so far; it stays readable after `close`."""
+        window = self._window
+        repaired = self._repaired + window.repaired
+        delays = self._delay_sum + window.delay_sum
+        return SubscriberStatistics(
+            self._messages,
+            self._bytes,
+            tuple(
+                LineStatistics(
+                    state.packets, state.messages, state.firsts, state.duplicates, state.lost, state.late,
+                    ear.statistics().dropped,
+                )
+                for state, ear in zip(self._states, self._ears, strict=False)
+            ),
+            self._requests,
+            repaired,
+            self._unrecoverable + window.unrecoverable,
+            self._other_sessions,
+            self._malformed,
+            window.missing,
+            window.waiting,
+            delays / repaired if repaired else float("nan"),
+            max(self._delay_max, window.delay_max),
+        )  # fmt: skip
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    def close(self) -> None:
+        """Leave the groups and close the sockets; nothing is handed on from then on. Idempotent."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._pending.clear()
+        self._later.clear()
+        for one in (*self._ears, self._desk):
+            if one is not None:
+                one.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
