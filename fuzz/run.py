@@ -21,7 +21,10 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 SECONDS = int(os.environ.get("FUZZ_SECONDS", "600"))
-PYTHON_TARGETS = ["group", "framers", "captures", "measures", "replies", "details", "chat", "expressions", "seals"]
+PYTHON_TARGETS = [
+    "group", "framers", "captures", "measures", "replies", "details", "chat", "expressions", "seals", "feed_packets",
+    "feed_requests",
+]  # fmt: skip
 
 
 def clang() -> str | None:

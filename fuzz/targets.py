@@ -36,6 +36,7 @@ with instrument():
     from multicast.cli import chat as chatting
     from multicast.discovery import rules
     from multicast.errors import ArgumentError, CaptureError, FilterError, FrameError
+    from multicast.feeds import history, moldudp64, repairs, window
     from multicast.sockets import Group
 
 
@@ -317,6 +318,80 @@ def _python_form() -> Any:
 with instrument():
     python_batch = batch if batch.ENGINE == "python" else _python_form()
 
+_SESSION = b"SESSION   "
+
+
+def feed_packets(data: bytes) -> None:
+    """Whatever packets of a feed come, each number is told once and in order, and little is kept.
+
+    The input is a row of packets: what each is, its number, its count, and how much time passes.
+    """
+    given = Bytes(data)
+    kept = window.Window(limit=64, give_up=0.5, chance=lambda: 0.5)
+    told, now = 0, 0.0
+
+    def take() -> None:
+        nonlocal told
+        for one in kept.ready():
+            first, count = (one.first, one.amount) if isinstance(one, window.Lost) else (one[0], 1)
+            assert first == told + 1
+            told += count
+
+    while given:
+        kind, number, count = given.number() % 6, 1 + given.number(2), given.number() % 70
+        now += given.number() / 100
+        packet = moldudp64.pack(_SESSION, number, [b"x" * (place % 5) for place in range(count)])
+        found = moldudp64.parse(packet[: len(packet) - (given.number() if kind == 5 else 0)])
+        if found is None or found.held == moldudp64.END:
+            continue
+        if kind == 0:
+            kept.heard(number, now)
+        elif kind == 1:
+            kept.gone(number)
+        else:
+            if kind == 2:
+                kept.skipped(number)
+            kept.add(number, found.messages, now, repair=kind == 2)
+        take()
+        assert kept.waiting <= 64 + 70
+        for first, amount in kept.due(now, 20):
+            assert kept.next <= first < first + amount <= kept.known
+        kept.expire(now)
+        take()
+    moldudp64.parse(data)
+
+
+def feed_requests(data: bytes) -> None:
+    """A request is answered with messages that were asked for, within the allowance, or counted."""
+    given = Bytes(data)
+    past = history.History(_SESSION, 2000)
+    number = 1
+    for size in (1, 30, 3, 20, 20, 20):
+        past.append(number, size, moldudp64.pack(_SESSION, number, [b"%d" % place for place in range(size)]))
+        number += size
+    desk = repairs.Repairs(past, room=200, linger=0.01, share=0.5, sending=lambda now: 0.0)
+    now, sent, requests = 1.0, 0, 0
+    while given:
+        now += given.number() / 1000
+        whole = moldudp64.HEADER.pack(_SESSION, given.number(2), given.number(2))
+        request = given.take(20) if given.number() % 2 else whole
+        requests += 1
+        answer = desk.request(request, given.number() % 5, now)
+        if answer is None:
+            continue
+        found = moldudp64.parse(answer.packet)
+        assert found is not None
+        assert found.held == answer.messages
+        _, first, count = moldudp64.HEADER.unpack(request)
+        assert not answer.messages or first <= found.number < found.next <= first + count
+        assert len(answer.packet) <= 200 or answer.messages == 1
+        sent += len(answer.packet)
+    assert sent <= (1 << 20) * (now + 1)
+    counts = desk.counts
+    causes = ("other_session", "ahead", "limited", "suppressed", "gone", "repairs", "malformed")
+    assert sum(counts[cause] for cause in causes) == requests
+
+
 def _sealed_packets() -> tuple[Any, Any, list[bytes]]:
     """Return a seal, a clock, and packets of it that have been opened but for the last."""
     now = [1_700_000_000.0]
@@ -369,6 +444,8 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "chat": chat,
     "expressions": expressions,
     "seals": seals,
+    "feed_packets": feed_packets,
+    "feed_requests": feed_requests,
 }
 
 if __name__ == "__main__":

@@ -122,6 +122,19 @@ class NoReply(MulticastError, TimeoutError):
     """No reply came within the time given."""
 
 
+class MessagesLost(MulticastError, LookupError):
+    """Messages of a feed will not come any more: `count` of them, from number `first` on, for `cause`."""
+
+    def __init__(self, text: str, first: int = 0, count: int = 0, cause: str = "") -> None:
+        super().__init__(text)
+        self.first = first
+        self.count = count
+        self.cause = cause
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return MessagesLost, (str(self), self.first, self.count, self.cause)
+
+
 _SYSCTL = "/proc/sys/"
 
 # (operation, errno) -> what it means and what to do. `{name}` is filled from the context given to `advise`;

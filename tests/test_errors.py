@@ -23,6 +23,7 @@ ALSO = {
     "RegistrationError": (TypeError, ValueError),
     "FrameError": (ValueError,),
     "CaptureError": (ValueError,),
+    "MessagesLost": (LookupError,),
     "NoReply": (TimeoutError,),
 }
 

@@ -93,6 +93,7 @@ def test_each_is_shown_in_the_documentation(name: str) -> None:
         ("chat_server", [0]),
         ("multicast_receiver", ["lo"]),
         ("multicast_sender", []),
+        ("price_board", []),
         ("source_check", []),
         ("tcp_echo_many", [0]),
         ("tcp_echo_one", [0]),
@@ -236,3 +237,30 @@ def test_the_source_address_decides_what_receivers_see_and_the_wire(lab: netns.L
     silent.wait(10)
     assert silent.returncode == 1
     assert line(silent).startswith(f"8 bytes from 10.99.{1 - net}.1 port")
+
+
+# -- feeds -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_board_gets_all_prices_by_two_lines(start: Start) -> None:
+    board = start("price_board", 5021)
+    assert line(board) == "waiting for prices"
+    feed = start("price_feed", 5021, 20)
+    *prices, first, second = end(board).splitlines()
+    assert [price.split()[:3] for price in prices] == [[str(number), str(number), "EUR"] for number in range(1, 21)]
+    counts = [int(text.split()[1]) for text in (first, second)]
+    assert sum(counts) == 20
+    end(feed)
+
+
+def test_telemetry_has_no_hole_for_those_who_join_late(start: Start) -> None:
+    probe = start("telemetry", "send", 5022, 12)
+    early = start("telemetry", "receive", 5022)
+    assert line(early) == "1 0.0"
+    wanted = "".join(f"{number} {(number - 1) / 10}\n" for number in range(1, 13))
+    late = start("telemetry", "receive", 5022)
+    assert end(late) == wanted
+    assert early.stdout is not None
+    assert early.stdout.read() == wanted.partition("\n")[2]
+    assert early.wait(20) == 0
+    end(probe)

@@ -29,6 +29,10 @@ def ping(number: int, sent: float = 0, session: int = 9, kind: Kind = Kind.PING)
     return Probe(kind, session, number, int(sent * 1e9), 1).encode(64)
 
 
+def feed(number: int, count: int = 1, session: bytes = b"SESSION   ") -> bytes:
+    return struct.pack("!10sQH", session, number, count) + b"\0\3abc" * (0 if count == 0xFFFF else count)
+
+
 def flow_of(packets: Iterable[bytes], pause: float = 0.02) -> Flow:
     flow = Flow(KEY, 100.0)
     for place, packet in enumerate(packets):
@@ -318,3 +322,29 @@ def test_drops_of_a_socket_are_shown_at_all_its_flows() -> None:
     meters.take(source(2)._replace(port=5001), rtp(1), 0)
     meters.tick(0, 1.0, {("239.1.2.3", 5000): 7})
     assert [flow.now.dropped for flow in meters] == [7, 0]
+
+
+# -- sequenced feeds -------------------------------------------------------------------------------------------------
+
+
+def test_the_messages_of_a_feed_are_counted() -> None:
+    flow = flow_of([feed(1, 3), feed(4, 0), feed(4, 2), feed(9, 1), feed(6, 3), feed(10, 0xFFFF)])
+    assert flow.numbering is Numbering.MOLDUDP64
+    assert counted(flow) == (6, 6, 3, 3, 0)
+
+
+def test_a_heartbeat_tells_what_is_lost_and_an_overlap_what_is_new() -> None:
+    flow = flow_of([feed(1, 2), feed(3, 0), feed(6, 0), feed(4, 4), feed(8, 1)])
+    assert (flow.numbered, flow.lost, flow.duplicates) == (2 + 2 + 1, 3, 2)
+
+
+def test_one_packet_that_looks_like_a_feed_is_none() -> None:
+    assert flow_of([feed(7, 1)]).numbering is Numbering.NONE
+    assert flow_of([feed(7, 1), feed(70, 1), feed(700, 1)]).numbering is Numbering.NONE
+    assert flow_of([b"x" * 40, b"y" * 40]).numbering is Numbering.NONE
+
+
+def test_another_session_is_a_restart() -> None:
+    flow = flow_of([feed(1), feed(2), feed(1, 1, b"OTHER     "), feed(2, 1, b"OTHER     ")])
+    assert flow.restarts == 1
+    assert flow.lost == 0

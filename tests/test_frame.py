@@ -51,6 +51,7 @@ SIDEWAYS = {
     ("senders", "sealed"),
     ("listeners", "sealed"),
     ("feeds", "discovery"),
+    ("aio", "feeds"),
 }
 PRIVATE = {"_batch": "batch"}  # and who alone may import it
 # What is written without I/O, and so can be tested with a loop.

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import multicast
+from multicast import feeds
 from multicast.discovery import Requester, Responder
 from multicast.streams import Acceptor, Stream, connect
 
@@ -14,9 +15,10 @@ from multicast.streams import Acceptor, Stream, connect
 LIKELY = """
 _accept _batch _buffer _cache _client _close _conn _count _counter _data _deliver _done _drop _dropped _due
 _ended _failure _file _full _handler _handle _index _items _join _last _left _limit _lock _log _logger _loop
-_name _next _offload _open _out _packet _packets _parse _port _prepare _process _program _queue _rate _read
-_reader _received _refused _rest _results _room _run _seen _send _sent _seq _sequence _size _sock _source
-_start _state _stats _stop _take _taken _thread _timer _total _unread _update _wait _wanted _write _writer
+_name _next _offload _open _out _messages _message _packet _packets _parse _port _prepare _process _program
+_queue _rate _read _reader _received _refused _rest _results _room _run _seen _send _sent _seq _sequence _size
+_sock _source _start _state _stats _stop _take _taken _thread _timer _total _unread _update _wait _wanted _write
+_writer
 """.split()  # noqa: SIM905 -- sixty quotation marks say nothing
 
 
@@ -50,6 +52,24 @@ class Talking(Stream):
         pass
 
 
+class Published(feeds.Publisher):
+    pass
+
+
+class Subscribed(feeds.Subscriber):
+    def handle_message(self, message: bytes, number: int, addr: multicast.Address) -> None:
+        pass
+
+
+class Served(feeds.RepairServer):
+    pass
+
+
+class Merged(feeds.Arbiter):
+    def handle_message(self, message: bytes, number: int, addr: multicast.Address) -> None:
+        pass
+
+
 def test_likely_names_are_free_in_streams(poller: multicast.Poller) -> None:
     with Acceptor("127.0.0.1", 0, Talking, poller=poller) as acceptor:
         host, port = acceptor.address[:2]
@@ -66,7 +86,9 @@ def test_likely_names_are_free_in_an_inbox(poller: multicast.Poller) -> None:
 
 @pytest.mark.parametrize(
     "cls,arguments",
-    [(Sender, {}), (Listener, {}), (Unicast, {"port": 0}), (Asking, {"packet": None}), (Answering, {})],
+    [(Sender, {}), (Listener, {}), (Unicast, {"port": 0}), (Asking, {"packet": None}), (Answering, {}), (Published, {}),
+     (Subscribed, {"lines": "239.1.2.3:5000"}), (Served, {"lines": "239.1.2.3:5000", "port": 0}),
+     (Merged, {"lines": "239.1.2.3:5000"})],
 )
 def test_likely_names_are_free(cls: Any, arguments: dict[str, Any], poller: multicast.Poller) -> None:
     with cls(poller=poller, **arguments) as instance:

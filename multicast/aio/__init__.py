@@ -15,7 +15,7 @@ import errno
 import select
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack, overload
 
@@ -35,7 +35,10 @@ from ._shared import copied
 if TYPE_CHECKING:
     import asyncio
 
+    from multicast.feeds.subscriber import Line
+
     from ._endpoint import MulticastTransport
+    from ._feeds import Messages
 
     _Protocol = TypeVar("_Protocol", bound=asyncio.DatagramProtocol)
 
@@ -49,6 +52,7 @@ __all__ = [
     "request",
     "responder",
     "sendto",
+    "subscribe",
 ]
 
 
@@ -618,6 +622,34 @@ async def responder(
             answering = _Answering(begin, concurrent, ip=ip, port=port, mtu=mtu, poller=poller, **options)
             with answering:
                 yield answering
+
+
+def subscribe(
+    lines: Line | Iterable[Line],
+    *,
+    start: str | int = "live",
+    session: str | bytes | None = None,
+    repair: bool | Sequence[tuple[str, int]] = True,
+    patience: float = 0.02,
+    give_up: float = 2.0,
+    window: int = 65536,
+    **options: Any,
+) -> Messages:
+    """Subscribe to a sequenced feed and return its messages, in order and each once, to iterate over.
+
+    ::
+
+        async for message in aio.subscribe("239.1.2.3:5000", start="first"):
+            ...
+
+    Ends with the session. In the place of messages that will not come it raises `MessagesLost`, after which iterating
+    may go on; `number` and `addr` of the iterator tell which message was returned last, and where it came from. The
+    arguments and the errors are those of `multicast.feeds.Subscriber`.
+    """
+    from ._feeds import Messages
+
+    wanted = {"start": start, "session": session, "repair": repair, "patience": patience, "give_up": give_up}
+    return Messages(lines, {**wanted, "window": window, **options})
 
 
 async def create_multicast_endpoint(

@@ -19,6 +19,8 @@ COMMANDS = {
     "listen": "print what arrives from groups",
     "request": "ask a group, and print who answers what",
     "respond": "answer requests to a group",
+    "publish": "publish messages as a sequenced feed",
+    "subscribe": "print the messages of a sequenced feed, in order, without gaps",
     "ping": "ping a group: who is there, how far, how much is lost",
     "top": "show rate, loss and jitter of each source, live",
     "bench": "measure throughput, loss and delay",

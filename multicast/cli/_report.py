@@ -25,6 +25,7 @@ _CHARTS = 40
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 400, 150, 68, 20, 10
 _NAMES = {
     Numbering.NONE: "not numbered", Numbering.RTP: "RTP", Numbering.TS: "MPEG-TS", Numbering.PROBE: "multicast ping",
+    Numbering.MOLDUDP64: "MoldUDP64",
 }  # fmt: skip
 
 _STYLE = """

@@ -6,7 +6,7 @@ import ipaddress
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
@@ -27,15 +27,13 @@ from ._app import (
     interface_option,
     ttl_option,
 )
-from ._errors import BadData, Exit, in_words
+from ._errors import Exit, in_words
+from ._input import Input, unhex
 from ._output import Output, plural, printable, quoted, where
 from ._sealing import key_option
 
 if TYPE_CHECKING:
     from multicast.sealed import Seal
-
-_CHUNK = 65536
-
 
 class _Sender(Multicaster):
     """Sends what is given, or read from a file or a pipe."""
@@ -61,75 +59,6 @@ class _Sender(Multicaster):
             self._told_after = sent
             text = in_words(error, self._out)
             self._out.fail(f"{text} Waiting until the network is back; {plural(sent, 'packet')} sent so far.")
-
-
-class _Input:
-    """A file or pipe that is read as packets, in pieces, whatever its size.
-
-    After each piece comes a None: what was cut from it is sent before the next piece is waited for, which may be long
-    in coming.
-    """
-
-    def __init__(self, out: Output, path: str, as_hex: bool) -> None:
-        self._out = out
-        self._name = "standard input" if path == "-" else path
-        self._hex = as_hex
-        self._fd = 0 if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def close(self) -> None:
-        if self._fd:
-            os.close(self._fd)
-
-    def _read(self) -> bytes:
-        with self._out.reading_input():
-            try:
-                return os.read(self._fd, _CHUNK)
-            except OSError as error:
-                error.filename = self._name
-                raise
-
-    def lines(self, longest: int) -> Iterator[bytes | None]:
-        """One packet for each line, without its end."""
-        rest, number = b"", 0
-        while chunk := self._read():
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                number += 1
-                yield self._checked(line, number, longest)
-            if len(rest) > 3 * longest:  # even in hexadecimal digits with spaces between
-                self._checked(rest, number + 1, 0)
-            yield None
-        if rest:
-            yield self._checked(rest, number + 1, longest)
-
-    def pieces(self, size: int) -> Iterator[bytes | None]:
-        """Packets of `size` bytes; the last may be shorter."""
-        rest = b""
-        while chunk := self._read():
-            rest += chunk
-            for start in range(0, len(rest) - size + 1, size):
-                yield rest[start : start + size]
-            rest = rest[len(rest) - len(rest) % size :]
-            yield None
-        if rest:
-            yield rest
-
-    def _checked(self, line: bytes, number: int, longest: int) -> bytes:
-        where = f"{self._name}, line {number}"
-        if self._hex and longest:
-            line = _unhex(line.decode("ascii", "replace"), lambda text: BadData(f"{where}: {text}"))
-        if len(line) > longest:
-            raise BadData(f"{where} does not fit in one UDP packet; `--size 1316` cuts by bytes instead of by lines")
-        return line
-
-
-def _unhex(digits: str, problem: Callable[[str], Exception]) -> bytes:
-    """Return the bytes that hexadecimal digits stand for; blanks, colons and 0x between them do not count."""
-    plain = digits.lower().replace("0x", "").replace(":", "").replace(",", "")
-    try:
-        return bytes.fromhex(plain)
-    except ValueError:
-        raise problem(f"{quoted(digits[:60])} is not bytes in hexadecimal digits, such as 02 00 ff 10") from None
 
 
 @command(
@@ -205,16 +134,16 @@ def send(
     if rate is not None and rate.packets is not None:
         interval = 1 / rate.packets
 
-    given: _Input | None = None
+    given: Input | None = None
     packets: Iterator[bytes | None]
     if path is None:
         packet = os.fsencode(" ".join(text))
         if as_hex:
-            packet = _unhex(packet.decode("ascii", "replace"), lambda text: click.BadParameter(text, param_hint="TEXT"))
+            packet = unhex(packet.decode("ascii", "replace"), lambda text: click.BadParameter(text, param_hint="TEXT"))
         endless = count is None and bool(interval or rate)
         packets = repeat(packet) if endless else repeat(packet, count or 1)
     else:
-        given = _Input(out, path, as_hex)
+        given = Input(out, path, as_hex)
         endless = False
         longest = group.longest - (0 if seal is None else seal.overhead)
         packets = given.lines(longest) if size is None else given.pieces(size)

@@ -207,7 +207,13 @@ def _sources(flows: Sequence[Flow]) -> dict[FlowKey, str]:
 
 
 _MARKS = {"_": "red", "!": "bold red", ":": "yellow", "<": "yellow", ".": "green"}
-_KINDS = {Numbering.NONE: "-", Numbering.RTP: "RTP", Numbering.TS: "TS", Numbering.PROBE: "ping"}
+_KINDS = {
+    Numbering.NONE: "-",
+    Numbering.RTP: "RTP",
+    Numbering.TS: "TS",
+    Numbering.PROBE: "ping",
+    Numbering.MOLDUDP64: "feed",
+}
 
 
 class Table:

@@ -124,24 +124,26 @@ class Arbiter:
         self.poller = _defaultPoller if poller is None else poller
         #: The groups of the lines.
         self.lines = tuple(groups)
-        self._numbering = number
-        self._patience, self._limit, self._ordered = patience, window, ordered
-        self._streams: OrderedDict[object, _Stream] = OrderedDict()
-        self._states = [_LineState() for _ in groups]
-        self._messages = self._bytes = self._malformed = self._unrecoverable = self._restarts = 0
-        self._timer: Timer | None = None
-        self._closed = False
-        self._ears: list[Ear] = []
+        self._feed_numbering = number
+        self._feed_patience, self._feed_limit = patience, window
+        self._feed_ordered = ordered
+        self._feed_streams: OrderedDict[object, _Stream] = OrderedDict()
+        self._feed_states = [_LineState() for _ in groups]
+        self._feed_messages = self._feed_bytes = self._feed_malformed = 0
+        self._feed_unrecoverable = self._feed_restarts = 0
+        self._feed_timer: Timer | None = None
+        self._feed_closed = False
+        self._feed_ears: list[Ear] = []
         try:
             for place, group in enumerate(groups):
-                self._ears.append(Ear(self, place, group, {"seal": seal, "poller": self.poller, **options}))
+                self._feed_ears.append(Ear(self, place, group, {"seal": seal, "poller": self.poller, **options}))
         except BaseException:
             self.close()
             raise
 
     def __repr__(self) -> str:
         lines = " and ".join(map(str, self.lines))
-        return f"<{type(self).__name__} of {lines}{', closed' if self._closed else ''}>"
+        return f"<{type(self).__name__} of {lines}{', closed' if self._feed_closed else ''}>"
 
     @abstractmethod
     def handle_message(self, message: bytes, number: int, addr: Address) -> object:
@@ -154,39 +156,41 @@ class Arbiter:
         """Called in the place of `count` packets from number `first` on that came by no line; logs it."""
         _log.warning("%r: %d packets from number %d on are missing", self, count, first)
 
-    def _new_window(self) -> Window:
-        return Window(patience=0.0, give_up=self._patience, limit=self._limit, ordered=self._ordered, asks=False)
+    def _feed_new_window(self) -> Window:
+        return Window(
+            patience=0.0, give_up=self._feed_patience, limit=self._feed_limit, ordered=self._feed_ordered, asks=False
+        )
 
-    def _take(self, place: int, packets: list[bytes], addresses: list[Address]) -> None:
+    def _feed_take(self, place: int, packets: list[bytes], addresses: list[Address]) -> None:
         now = self.poller.time()
-        read, bits = self._numbering.read, self._numbering.bits
+        read, bits = self._feed_numbering.read, self._feed_numbering.bits
         mask, half = (1 << bits) - 1, 1 << (bits - 1)
         jump = min(_JUMP, half)
-        state = self._states[place]
+        state = self._feed_states[place]
         for packet, addr in zip(packets, addresses, strict=True):
             found = read(packet)
             if found is None:
-                self._malformed += 1
+                self._feed_malformed += 1
                 continue
             name, number = found
             number &= mask
             state.packets += 1
             state.messages += 1
-            stream = self._streams.get(name)
+            stream = self._feed_streams.get(name)
             if stream is None:
-                stream = self._begin(name, number, now)
+                stream = self._feed_begin(name, number, now)
             # The number that goes on: of those with these bits the one nearest to the highest (RFC 3550 appendix A.1).
             step = (number - stream.highest) & mask
             if step >= half:
                 step -= mask + 1
             if not -jump < step < jump:
                 stream.window.end()
-                self._drain(name, stream)
-                if self._closed:
+                self._feed_drain(name, stream)
+                if self._feed_closed:
                     return
-                self._restarts += 1
-                self._unrecoverable += stream.window.unrecoverable
-                stream = self._begin(name, number, now)
+                self._feed_restarts += 1
+                self._feed_unrecoverable += stream.window.unrecoverable
+                stream = self._feed_begin(name, number, now)
                 step = 0
             absolute = stream.highest + step
             stream.highest = max(stream.highest, absolute)
@@ -194,96 +198,96 @@ class Arbiter:
             window = stream.window
             if window.next <= absolute and not window.has(absolute):
                 state.firsts += 1
-                if self._ordered:
+                if self._feed_ordered:
                     window.add(absolute, [(packet, addr, place)], now)
                 else:
                     window.add(absolute, [(b"",)], now)
-                    self._hand_on(name, packet, absolute, addr, place)
-                    if self._closed:
+                    self._feed_hand_on(name, packet, absolute, addr, place)
+                    if self._feed_closed:
                         return
-                self._drain(name, stream)
-                if self._closed:
+                self._feed_drain(name, stream)
+                if self._feed_closed:
                     return
             elif window.given_up(absolute):
                 state.late += 1
             else:
                 state.duplicates += 1
-        self._go_on()
+        self._feed_go_on()
 
-    def _begin(self, name: object, number: int, now: float) -> _Stream:
-        if name not in self._streams and len(self._streams) >= _MOST_STREAMS:
-            quiet = min(self._streams, key=lambda one: self._streams[one].latest)
-            self._unrecoverable += self._streams.pop(quiet).window.unrecoverable
-        stream = self._streams[name] = _Stream(self._new_window(), len(self.lines), now)
+    def _feed_begin(self, name: object, number: int, now: float) -> _Stream:
+        if name not in self._feed_streams and len(self._feed_streams) >= _MOST_STREAMS:
+            quiet = min(self._feed_streams, key=lambda one: self._feed_streams[one].latest)
+            self._feed_unrecoverable += self._feed_streams.pop(quiet).window.unrecoverable
+        stream = self._feed_streams[name] = _Stream(self._feed_new_window(), len(self.lines), now)
         # Late packets of before the first are told apart from those that went round.
-        stream.highest = number + (1 << self._numbering.bits)
+        stream.highest = number + (1 << self._feed_numbering.bits)
         stream.window.start(stream.highest, stream.highest, now)
         return stream
 
-    def _hand_on(self, name: object, packet: bytes, absolute: int, addr: Address, place: int) -> None:
-        self._messages += 1
-        self._bytes += len(packet)
+    def _feed_hand_on(self, name: object, packet: bytes, absolute: int, addr: Address, place: int) -> None:
+        self._feed_messages += 1
+        self._feed_bytes += len(packet)
         self.stream, self.line = name, place
-        if self.handle_message(packet, absolute & ((1 << self._numbering.bits) - 1), addr):
+        if self.handle_message(packet, absolute & ((1 << self._feed_numbering.bits) - 1), addr):
             self.close()
 
-    def _drain(self, name: object, stream: _Stream) -> None:
-        mask = (1 << self._numbering.bits) - 1
+    def _feed_drain(self, name: object, stream: _Stream) -> None:
+        mask = (1 << self._feed_numbering.bits) - 1
         for one in stream.window.ready():
             if isinstance(one, Lost):
                 self.stream = name
                 self.handle_gap(one.first & mask, one.amount)
-            elif self._ordered:
+            elif self._feed_ordered:
                 absolute, (packet, addr, place) = one
-                self._hand_on(name, packet, absolute, addr, place)
-            if self._closed:
+                self._feed_hand_on(name, packet, absolute, addr, place)
+            if self._feed_closed:
                 return
 
-    def _go_on(self) -> None:
+    def _feed_go_on(self) -> None:
         """Give up what is missing for long enough, and see when to look again."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self._feed_timer is not None:
+            self._feed_timer.cancel()
+            self._feed_timer = None
         now = self.poller.time()
         soonest = float("inf")
-        for name, stream in list(self._streams.items()):
+        for name, stream in list(self._feed_streams.items()):
             if stream.window.clear:
                 continue
             stream.window.expire(now)
-            self._drain(name, stream)
-            if self._closed:
+            self._feed_drain(name, stream)
+            if self._feed_closed:
                 return
             soonest = min(soonest, stream.window.next_due())
         if soonest < float("inf"):
-            self._timer = self.poller.call_at(soonest, self._on_time)
+            self._feed_timer = self.poller.call_at(soonest, self._feed_on_time)
 
-    def _on_time(self) -> None:
-        self._timer = None
+    def _feed_on_time(self) -> None:
+        self._feed_timer = None
         try:
-            self._go_on()
+            self._feed_go_on()
         except Exception as error:
             report(self, error)
 
     def statistics(self) -> SubscriberStatistics:
         """Return what was counted so far; packets count as messages. It stays readable after `close`."""
-        windows = [stream.window for stream in self._streams.values()]
+        windows = [stream.window for stream in self._feed_streams.values()]
         lines = tuple(
             LineStatistics(
                 state.packets, state.messages, state.firsts, state.duplicates,
-                max(0, self._messages - state.firsts - state.duplicates - state.late), state.late,
+                max(0, self._feed_messages - state.firsts - state.duplicates - state.late), state.late,
                 ear.statistics().dropped,
             )
-            for state, ear in zip(self._states, self._ears, strict=False)
+            for state, ear in zip(self._feed_states, self._feed_ears, strict=False)
         )  # fmt: skip
         return SubscriberStatistics(
-            self._messages,
-            self._bytes,
+            self._feed_messages,
+            self._feed_bytes,
             lines,
             0,
             0,
-            self._unrecoverable + sum(window.unrecoverable for window in windows),
-            self._restarts,
-            self._malformed,
+            self._feed_unrecoverable + sum(window.unrecoverable for window in windows),
+            self._feed_restarts,
+            self._feed_malformed,
             sum(window.missing for window in windows),
             sum(window.waiting for window in windows),
             float("nan"),
@@ -293,15 +297,15 @@ class Arbiter:
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return self._closed
+        return self._feed_closed
 
     def close(self) -> None:
         """Leave the groups and close the sockets. Idempotent."""
-        self._closed = True
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        for ear in self._ears:
+        self._feed_closed = True
+        if self._feed_timer is not None:
+            self._feed_timer.cancel()
+            self._feed_timer = None
+        for ear in self._feed_ears:
             ear.close()
 
     def __enter__(self) -> Self:

@@ -245,32 +245,33 @@ class Publisher(Multicaster):
         check_amount("delay", delay, "seconds")
         check_amount("repair_share", repair_share, "of the rate of the feed")
         access = Access(answer)
-        self._session = new_session() if session is None else session_bytes(session)
+        self._feed_session = new_session() if session is None else session_bytes(session)
         super().__init__(ip, port, ttl, seal=seal, **options)
-        self._longest = self.group.longest - HEADER.size - 2 - (0 if seal is None else OVERHEAD)
-        self._fill = min(fill, self._longest + HEADER.size + 2)
-        self._delay = delay
-        self._heartbeat = heartbeat
-        self._history = History(self._session, history)
-        self._rate_of_feed = _Rate()
+        self._feed_longest = self.group.longest - HEADER.size - 2 - (0 if seal is None else OVERHEAD)
+        self._feed_fill = min(fill, self._feed_longest + HEADER.size + 2)
+        self._feed_delay = delay
+        self._feed_heartbeat = heartbeat
+        self._feed_history = History(self._feed_session, history)
+        self._feed_rate_of_feed = _Rate()
         repairs = Repairs(
-            self._history, room=self._fill, linger=linger, share=repair_share,
-            sending=lambda now: self._rate_of_feed.note(self._bytes_sent, now),
+            self._feed_history, room=self._feed_fill, linger=linger, share=repair_share,
+            sending=lambda now: self._feed_rate_of_feed.note(self._bytes_sent, now),
         )  # fmt: skip
         assert self.socket is not None  # noqa: S101 -- it was opened above
         sealer, opener = (None, None) if seal is None else (seal.sealer(), seal.opener())
-        self._desk = Desk(repairs, access, self.socket, sealer, opener)
-        self._given: deque[bytes] = deque()  # by `publish`, and not sent yet
-        self._over = False  # no more messages from outside
-        self._published = 0  # the number of messages in packets
-        self._heartbeats = 0
-        self._last_at = self._asked_at = self.poller.time()  # when the last packet was made, the last request answered
+        self._feed_desk = Desk(repairs, access, self.socket, sealer, opener)
+        self._feed_given: deque[bytes] = deque()  # by `publish`, and not sent yet
+        self._feed_over = False  # no more messages from outside
+        self._feed_published = 0  # the number of messages in packets
+        self._feed_heartbeats = 0
+        # When the last packet was made, and the last request answered.
+        self._feed_last_at = self._feed_asked_at = self.poller.time()
 
     # -- messages --------------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Any]:
         """Yield the messages; a class without an `__iter__` gets them by `publish` alone."""
-        while not self._over:
+        while not self._feed_over:
             yield None
 
     def publish(self, message: object) -> None:
@@ -278,40 +279,43 @@ class Publisher(Multicaster):
 
         Raises `PacketTypeError`, `PacketSizeError`, and `ArgumentError` after the end.
         """
-        if self._over or self.closed:
+        if self._feed_over or self.closed:
             raise ArgumentError("the session of this publisher has ended; make another publisher")
-        self._given.append(self._message(message))
-        self._hurry()
+        self._feed_given.append(self._feed_message(message))
+        self.resume()
 
     def end(self) -> None:
         """End the session: no more messages are published. Idempotent."""
-        self._over = True
-        self._hurry()
+        self._feed_over = True
+        self.resume()
 
-    def _hurry(self) -> None:
-        """Send in the next poll what is there, whatever rest was planned, unless the feed is paced."""
+    def resume(self) -> None:
+        """Ask the iterable for messages in the next poll, and not after its rest; a paced feed keeps its pace.
+
+        For an iterable that has yielded None and has messages now.
+        """
         if self._rest_timer is not None and not (self._is_paced or self._taken_packets):
             self._rest_until = -math.inf
             self._end_rest_timer()
             self._watch(True)
 
-    def _message(self, message: object) -> bytes:
-        if type(message) is bytes and len(message) <= self._longest:
+    def _feed_message(self, message: object) -> bytes:
+        if type(message) is bytes and len(message) <= self._feed_longest:
             return message
         data = batch.encode(message, 1 << 30)
-        if len(data) > self._longest:
+        if len(data) > self._feed_longest:
             raise PacketSizeError(
-                f"a message has {self._longest} bytes at most, not {len(data)}; split it into several"
+                f"a message has {self._feed_longest} bytes at most, not {len(data)}; split it into several"
             )
         return data
 
-    def _packets(self) -> Iterator[Any]:
+    def _iterate_packets(self) -> Iterator[Any]:
         """Yield packets: those of the session, then those that tell its end."""
-        given = self._given
-        fill, delay, longest = self._fill, self._delay, self._longest
+        given = self._feed_given
+        fill, delay, longest = self._feed_fill, self._feed_delay, self._feed_longest
         # A class without an iterable has what `publish` gives it, and is told when there is something.
         source = None if type(self).__iter__ is Publisher.__iter__ else iter(self)
-        self._over = self._over if source is None else False
+        self._feed_over = self._feed_over if source is None else False
         over = False
         carried: bytes | None = None  # the message that did not fit in the last packet
         messages: list[bytes] = []
@@ -335,7 +339,7 @@ class Publisher(Multicaster):
                     if message is None:
                         break
                     if type(message) is not bytes or len(message) > longest:
-                        message = self._message(message)
+                        message = self._feed_message(message)
                     size += 2 + len(message)
                     if size >= fill:
                         nothing = False
@@ -347,7 +351,7 @@ class Publisher(Multicaster):
                     messages.append(message)
                 else:
                     source, over = None, True
-            over = over or (self._over and not given)
+            over = over or (self._feed_over and not given)
             if messages:
                 if nothing and carried is None and delay and not over:
                     now = self.poller.time()
@@ -356,79 +360,79 @@ class Publisher(Multicaster):
                         self._NOTHING = left
                         yield None
                         continue
-                yield self._packed(messages)
+                yield self._feed_packed(messages)
                 messages, size, since = [], HEADER.size, 0.0
                 continue
             if over and not given:
                 break
             now = self.poller.time()
-            if now - self._last_at >= self._heartbeat - 1e-9:
-                yield self._beat(0)
+            if now - self._feed_last_at >= self._feed_heartbeat - 1e-9:
+                yield self._feed_beat(0)
                 continue
-            rest = self._last_at + self._heartbeat - now
+            rest = self._feed_last_at + self._feed_heartbeat - now
             self._NOTHING = rest if source is None else min(rest, Multicaster._NOTHING)
             yield None
-        self._over = True
-        yield from self._end_of_session()
+        self._feed_over = True
+        yield from self._feed_end_of_session()
 
-    def _packed(self, messages: list[bytes]) -> bytes:
-        number = self._published + 1
-        packet = pack(self._session, number, messages)
-        self._published += len(messages)
-        self._history.append(number, len(messages), packet)
-        self._last_at = self.poller.time()
+    def _feed_packed(self, messages: list[bytes]) -> bytes:
+        number = self._feed_published + 1
+        packet = pack(self._feed_session, number, messages)
+        self._feed_published += len(messages)
+        self._feed_history.append(number, len(messages), packet)
+        self._feed_last_at = self.poller.time()
         return packet
 
-    def _beat(self, count: int) -> bytes:
-        self._heartbeats += 1
-        self._last_at = self.poller.time()
-        return HEADER.pack(self._session, self._published + 1, count)
+    def _feed_beat(self, count: int) -> bytes:
+        self._feed_heartbeats += 1
+        self._feed_last_at = self.poller.time()
+        return HEADER.pack(self._feed_session, self._feed_published + 1, count)
 
-    def _end_of_session(self) -> Iterator[Any]:
-        began = self._asked_at = self.poller.time()
+    def _feed_end_of_session(self) -> Iterator[Any]:
+        began = self._feed_asked_at = self.poller.time()
         while True:
-            yield self._beat(END)
+            yield self._feed_beat(END)
             now = self.poller.time()
-            if now - self._asked_at >= _END_FOR or now - began >= _END_MOST:
+            if now - self._feed_asked_at >= _END_FOR or now - began >= _END_MOST:
                 return
-            self._NOTHING = min(_END_EVERY, self._heartbeat)
+            self._NOTHING = min(_END_EVERY, self._feed_heartbeat)
             yield None
 
     # -- requests --------------------------------------------------------------------------------------------------
 
     def handle_read(self) -> bool:
         """Read and answer requests; return whether there may be more. Called by the poller."""
-        before = self._desk.repairs.counts["repairs"]
+        before = self._feed_desk.repairs.counts["repairs"]
         now = self.poller.time()
-        more = self._desk.serve(now, self._socket_writer.sockaddr)
-        if self._desk.repairs.counts["repairs"] != before:
-            self._asked_at = now
+        more = self._feed_desk.serve(now, self._socket_writer.sockaddr)
+        if self._feed_desk.repairs.counts["repairs"] != before:
+            self._feed_asked_at = now
         return more
 
     @property
     def session(self) -> bytes:
         """The session, 10 bytes."""
-        return self._session
+        return self._feed_session
 
     @property
     def next(self) -> int:
         """The number of the next message that is sent."""
-        return self._published + 1
+        return self._feed_published + 1
 
     def statistics(self) -> PublisherStatistics:  # type: ignore[override]
         """Return what was counted so far."""
-        counts = self._desk.repairs.counts
+        counts = self._feed_desk.repairs.counts
         return PublisherStatistics(
-            self._published + len(self._given),
+            self._feed_published + len(self._feed_given),
             self._packets_sent,
             self._bytes_sent,
             self._packets_refused,
             self._times_full,
-            self._heartbeats,
-            counts["requests"] + self._desk.refused + self._desk.rejected,
+            self._feed_heartbeats,
+            counts["requests"] + self._feed_desk.refused + self._feed_desk.rejected,
             counts["repairs"],
             counts["group_repairs"],
             counts["repaired"],
-            self._desk.unanswered,
-            self._history.bytes,
+            self._feed_desk.unanswered,
+            self._feed_history.bytes,
         )

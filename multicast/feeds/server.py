@@ -29,7 +29,7 @@ class _Counter(Dispatcher):
 
     def handle_read(self) -> bool:
         """Answer requests; return whether there may be more."""
-        return self._server._serve()
+        return self._server._feed_serve()
 
 
 class RepairServer(Subscriber):
@@ -60,87 +60,89 @@ class RepairServer(Subscriber):
         check_number("fill", fill, HEADER.size + 2, 65507 - (0 if seal is None else OVERHEAD), of="bytes")
         check_amount("repair_share", repair_share, "of the rate of the feed")
         access = Access(answer)
-        self._limit, self._fill, self._share = history, fill, repair_share
-        self._gathered: list[bytes] = []
-        self._gathered_first = self._gathered_size = 0
-        self._heard_bytes = 0
-        self._begin_history(b"")
-        self._counter: _Counter | None = None
+        self._feed_limit, self._feed_fill, self._feed_share = history, fill, repair_share
+        self._feed_gathered: list[bytes] = []
+        self._feed_gathered_first = self._feed_gathered_size = 0
+        self._feed_heard_bytes = 0
+        self._feed_begin_history(b"")
+        self._feed_counter: _Counter | None = None
         # A history takes messages as they come, and so does not wait for those that this server misses.
         super().__init__(lines, seal=seal, ordered=False, poller=poller, **options)
         try:
-            self._counter = _Counter(self, ip, port, self.poller)
+            self._feed_counter = _Counter(self, ip, port, self.poller)
         except BaseException:
             self.close()
             raise
-        assert self._counter.socket is not None  # noqa: S101 -- it was opened above
+        assert self._feed_counter.socket is not None  # noqa: S101 -- it was opened above
         sealer, opener = (None, None) if seal is None else (seal.sealer(), seal.opener())
-        self._answers = Desk(self._repairs, access, self._counter.socket, sealer, opener)
+        self._feed_answers = Desk(self._feed_repairs, access, self._feed_counter.socket, sealer, opener)
 
-    def _begin_history(self, session: bytes) -> None:
-        self._history = History(session, self._limit)
+    def _feed_begin_history(self, session: bytes) -> None:
+        self._feed_history = History(session, self._feed_limit)
         # What it repairs is measured by what it hears, as it sends nothing else.
         began, heard = None, 0
 
         def sending(now: float) -> float:
             nonlocal began, heard
             if began is None or now - began > 1:
-                began, heard = now, self._heard_bytes
-            return float(self._heard_bytes - heard)
+                began, heard = now, self._feed_heard_bytes
+            return float(self._feed_heard_bytes - heard)
 
-        self._repairs = Repairs(self._history, room=self._fill, linger=0.0, share=self._share, sending=sending)
+        self._feed_repairs = Repairs(
+            self._feed_history, room=self._feed_fill, linger=0.0, share=self._feed_share, sending=sending
+        )
 
     @property
     def address(self) -> tuple[Any, ...]:
         """The address and port at which it is asked."""
-        assert self._counter is not None  # noqa: S101
-        assert self._counter.socket is not None  # noqa: S101
-        name: tuple[Any, ...] = self._counter.socket.getsockname()
+        assert self._feed_counter is not None  # noqa: S101
+        assert self._feed_counter.socket is not None  # noqa: S101
+        name: tuple[Any, ...] = self._feed_counter.socket.getsockname()
         return name
 
     def handle_message(self, message: bytes, number: int, addr: Address) -> None:
         """Keep a message."""
-        follows = number == self._gathered_first + len(self._gathered)
-        if self._gathered and (not follows or self._gathered_size + 2 + len(message) > self._fill):
-            self._keep()
-        if not self._gathered:
-            self._gathered_first, self._gathered_size = number, HEADER.size
-        self._gathered.append(message)
-        self._gathered_size += 2 + len(message)
-        self._heard_bytes += 2 + len(message)
+        follows = number == self._feed_gathered_first + len(self._feed_gathered)
+        if self._feed_gathered and (not follows or self._feed_gathered_size + 2 + len(message) > self._feed_fill):
+            self._feed_keep()
+        if not self._feed_gathered:
+            self._feed_gathered_first, self._feed_gathered_size = number, HEADER.size
+        self._feed_gathered.append(message)
+        self._feed_gathered_size += 2 + len(message)
+        self._feed_heard_bytes += 2 + len(message)
 
     def handle_session(self, old: bytes, new: bytes) -> None:
         """Forget the messages of the old session."""
-        self._gathered.clear()
-        counts = self._repairs.counts
-        self._begin_history(new)
-        self._repairs.counts = counts
-        self._answers.repairs = self._repairs
+        self._feed_gathered.clear()
+        counts = self._feed_repairs.counts
+        self._feed_begin_history(new)
+        self._feed_repairs.counts = counts
+        self._feed_answers.repairs = self._feed_repairs
 
-    def _keep(self) -> None:
+    def _feed_keep(self) -> None:
         """Move what was gathered to the history."""
-        if self._gathered:
-            packet = pack(self._history.session, self._gathered_first, self._gathered)
-            self._history.append(self._gathered_first, len(self._gathered), packet)
-            self._gathered = []
+        if self._feed_gathered:
+            packet = pack(self._feed_history.session, self._feed_gathered_first, self._feed_gathered)
+            self._feed_history.append(self._feed_gathered_first, len(self._feed_gathered), packet)
+            self._feed_gathered = []
 
-    def _serve(self) -> bool:
-        if self.session is not None and not self._history.session:
-            self._history.session = self.session
-        self._keep()
-        return self._answers.serve(self.poller.time(), None)
+    def _feed_serve(self) -> bool:
+        if self.session is not None and not self._feed_history.session:
+            self._feed_history.session = self.session
+        self._feed_keep()
+        return self._feed_answers.serve(self.poller.time(), None)
 
     def repair_statistics(self) -> PublisherStatistics:
         """Return what was counted of requests and answers; `statistics` has what was received."""
-        counts = self._repairs.counts
+        counts = self._feed_repairs.counts
         return PublisherStatistics(
-            self._messages, 0, 0, 0, 0, 0,
-            counts["requests"] + self._answers.refused + self._answers.rejected,
-            counts["repairs"], 0, counts["repaired"], self._answers.unanswered, self._history.bytes,
+            self._feed_messages, 0, 0, 0, 0, 0,
+            counts["requests"] + self._feed_answers.refused + self._feed_answers.rejected,
+            counts["repairs"], 0, counts["repaired"], self._feed_answers.unanswered, self._feed_history.bytes,
         )  # fmt: skip
 
     def close(self) -> None:
         """Leave the groups and close all sockets. Idempotent."""
         super().close()
-        if self._counter is not None:
-            self._counter.close()
+        if self._feed_counter is not None:
+            self._feed_counter.close()

@@ -115,7 +115,7 @@ class Ear(MulticastListener):
 
     def handle_packets(self, packets: list[bytes], addresses: list[Address]) -> None:
         """Hand a batch on."""
-        self._owner._take(self._place, packets, addresses)
+        self._owner._feed_take(self._place, packets, addresses)
 
 
 class _Desk(DatagramListener):
@@ -139,7 +139,7 @@ class _Desk(DatagramListener):
 
     def handle_packets(self, packets: list[bytes], addresses: list[Address]) -> None:
         """Hand answers on."""
-        self._owner._take_answers(packets, addresses)
+        self._owner._feed_take_answers(packets, addresses)
 
 
 class _LineState:
@@ -212,52 +212,53 @@ class Subscriber:
         self.poller = _defaultPoller if poller is None else poller
         #: The groups of the lines.
         self.lines = tuple(groups)
-        self._start = start
-        self._wanted_session = None if session is None else session_bytes(session)
-        self._servers: list[tuple[Any, ...]] = []
-        self._asks = bool(repair)
+        self._feed_start = start
+        self._feed_wanted_session = None if session is None else session_bytes(session)
+        self._feed_servers: list[tuple[Any, ...]] = []
+        self._feed_asks = bool(repair)
         if not isinstance(repair, bool):
-            self._servers = [(host, port) for host, port in repair]
-        self._window_options: dict[str, Any] = {
+            self._feed_servers = [(host, port) for host, port in repair]
+        self._feed_window_options: dict[str, Any] = {
             "patience": patience, "give_up": give_up if repair else patience, "limit": window, "ordered": ordered,
-            "asks": self._asks,
+            "asks": self._feed_asks,
         }  # fmt: skip
-        self._ordered = ordered
-        self._window = Window(**self._window_options)
-        self._session: bytes | None = None
-        self._left: OrderedDict[bytes, None] = OrderedDict()  # sessions that were followed before
-        self._heard_at = 0.0
-        self._source: tuple[Any, ...] | None = None  # where the session comes from
-        self._ended = self._end_told = False
-        self._next_server = 0
-        self._servers_without: set[int] = set()
-        self._asked: OrderedDict[tuple[Any, ...], None] = OrderedDict()  # the servers that may answer
-        self._states = [_LineState() for _ in groups]
-        self._messages = self._bytes = self._requests = self._other_sessions = self._malformed = 0
-        self._repaired = self._unrecoverable = 0
-        self._delay_sum = self._delay_max = 0.0
+        self._feed_ordered = ordered
+        self._feed_window = Window(**self._feed_window_options)
+        self._feed_session: bytes | None = None
+        self._feed_left: OrderedDict[bytes, None] = OrderedDict()  # sessions that were followed before
+        self._feed_heard_at = 0.0
+        self._feed_source: tuple[Any, ...] | None = None  # where the session comes from
+        self._feed_ended = self._feed_end_told = False
+        self._feed_next_server = 0
+        self._feed_servers_without: set[int] = set()
+        self._feed_asked: OrderedDict[tuple[Any, ...], None] = OrderedDict()  # the servers that may answer
+        self._feed_states = [_LineState() for _ in groups]
+        self._feed_messages = self._feed_bytes = self._feed_requests = 0
+        self._feed_other_sessions = self._feed_malformed = 0
+        self._feed_repaired = self._feed_unrecoverable = 0
+        self._feed_delay_sum = self._feed_delay_max = 0.0
         # Messages that are to be handed on next, and batches that came while a handler was at work or had raised.
-        self._pending: deque[tuple[int, bytes, Address, int | None]] = deque()
-        self._later: deque[tuple[int | None, Sequence[bytes], Sequence[Address]]] = deque()
-        self._busy = False
-        self._timer: Timer | None = None
-        self._timer_at = 0.0
-        self._closed = False
-        self._desk: _Desk | None = None
-        self._ears: list[Ear] = []
+        self._feed_pending: deque[tuple[int, bytes, Address, int | None]] = deque()
+        self._feed_later: deque[tuple[int | None, Sequence[bytes], Sequence[Address]]] = deque()
+        self._feed_busy = False
+        self._feed_timer: Timer | None = None
+        self._feed_timer_at = 0.0
+        self._feed_closed = False
+        self._feed_desk: _Desk | None = None
+        self._feed_ears: list[Ear] = []
         try:
-            if self._asks:
+            if self._feed_asks:
                 ip = "::" if ":" in groups[0].address else "0.0.0.0"  # noqa: S104 -- answers come from anywhere
-                self._desk = _Desk(self, ip, seal, self.poller)
+                self._feed_desk = _Desk(self, ip, seal, self.poller)
             for place, group in enumerate(groups):
-                self._ears.append(Ear(self, place, group, {"seal": seal, "poller": self.poller, **options}))
+                self._feed_ears.append(Ear(self, place, group, {"seal": seal, "poller": self.poller, **options}))
         except BaseException:
             self.close()
             raise
 
     def __repr__(self) -> str:
         lines = " and ".join(map(str, self.lines))
-        return f"<{type(self).__name__} of {lines}{', closed' if self._closed else ''}>"
+        return f"<{type(self).__name__} of {lines}{', closed' if self._feed_closed else ''}>"
 
     # -- for subclasses --------------------------------------------------------------------------------------------
 
@@ -293,22 +294,22 @@ class Subscriber:
     @property
     def session(self) -> bytes | None:
         """The session that is followed, 10 bytes; None before the first packet."""
-        return self._session
+        return self._feed_session
 
     @property
     def next(self) -> int:
         """The number of the next message."""
-        return self._window.next
+        return self._feed_window.next
 
-    def _take(self, place: int, packets: list[bytes], addresses: list[Address]) -> None:
+    def _feed_take(self, place: int, packets: list[bytes], addresses: list[Address]) -> None:
         """Take a batch of packets of a line."""
-        self._later.append((place, packets, addresses))
-        self._go_on()
+        self._feed_later.append((place, packets, addresses))
+        self._feed_go_on()
 
-    def _process(self, place: int, packets: Sequence[bytes], addresses: Sequence[Address]) -> None:
+    def _feed_process(self, place: int, packets: Sequence[bytes], addresses: Sequence[Address]) -> None:
         """Take a batch of packets of a line; what a handler raises leaves the rest for the next time."""
-        state = self._states[place]
-        now = self._heard_at = self.poller.time()
+        state = self._feed_states[place]
+        now = self._feed_heard_at = self.poller.time()
         handle, unpack = self.handle_message, HEADER.unpack_from
         self.line = place
         pairs = zip(packets, addresses, strict=True)
@@ -318,31 +319,31 @@ class Subscriber:
         try:
             for data, addr in pairs:
                 if len(data) < 20:
-                    self._malformed += 1
+                    self._feed_malformed += 1
                     continue
                 session, number, count = unpack(data)
-                if session != self._session and not self._follow(session, number, count, addr, now):
-                    if self._closed:
+                if session != self._feed_session and not self._feed_follow(session, number, count, addr, now):
+                    if self._feed_closed:
                         return
                     continue
-                self._source = addr
+                self._feed_source = addr
                 state.packets += 1
-                window = self._window
+                window = self._feed_window
                 if count == 0 or count == END:
                     state.note(number, number)
                     window.heard(number, now)
-                    self._ended = self._ended or count == END
+                    self._feed_ended = self._feed_ended or count == END
                     continue
                 if count == 1:
                     end = 22 + (data[20] << 8 | data[21]) if len(data) > 21 else 1 << 16
                     if end > len(data):
-                        self._malformed += 1
+                        self._feed_malformed += 1
                         continue
                     messages = (data[22:end],)
                 else:
                     found = split(data, count)
                     if found is None:
-                        self._malformed += 1
+                        self._feed_malformed += 1
                         continue
                     messages = found
                 state.messages += count
@@ -351,310 +352,320 @@ class Subscriber:
                 else:
                     state.note(number, number + count)
                 if number != window.next or not window.clear:
-                    self._put(number, messages, addr, place, now)
+                    self._feed_put(number, messages, addr, place, now)
                     self.line = place
                     continue
                 # Nothing is missing and nothing waits: the way that nearly all packets go.
                 state.firsts += count
                 window.next = window.known = number + count
-                self._messages += count
-                self._bytes += len(data) - 20 - 2 * count
+                self._feed_messages += count
+                self._feed_bytes += len(data) - 20 - 2 * count
                 rest = iter(messages)
                 for message in rest:
-                    if handle(message, number, addr) or self._closed:
+                    if handle(message, number, addr) or self._feed_closed:
                         self.close()
-                        self._uncount(list(rest))
+                        self._feed_uncount(list(rest))
                         return
                     number += 1
-            self._advance(now)
+            self._feed_advance(now)
         except BaseException:
             left = list(rest)
             if left:
-                self._uncount(left)
-                self._pending.extend((number + at, message, addr, place) for at, message in enumerate(left, 1))
+                self._feed_uncount(left)
+                self._feed_pending.extend((number + at, message, addr, place) for at, message in enumerate(left, 1))
             later = list(pairs)
             if later:
-                self._later.appendleft((place, [data for data, _ in later], [one for _, one in later]))
+                self._feed_later.appendleft((place, [data for data, _ in later], [one for _, one in later]))
             raise
 
-    def _uncount(self, left: Sequence[bytes]) -> None:
+    def _feed_uncount(self, left: Sequence[bytes]) -> None:
         """Take back the count of messages that were not handed on."""
-        self._messages -= len(left)
-        self._bytes -= sum(map(len, left))
+        self._feed_messages -= len(left)
+        self._feed_bytes -= sum(map(len, left))
 
-    def _put(self, number: int, messages: Sequence[bytes], addr: Address, place: int | None, now: float) -> None:
+    def _feed_put(self, number: int, messages: Sequence[bytes], addr: Address, place: int | None, now: float) -> None:
         """Take messages that are not simply the next ones."""
-        window = self._window
+        window = self._feed_window
         lost = 0
         if window.given_up_lately:
             lost = sum(map(window.given_up, range(number, number + len(messages))))
-        if not self._ordered:
-            self._pending.extend(
+        if not self._feed_ordered:
+            self._feed_pending.extend(
                 (one, message, addr, place)
                 for one, message in enumerate(messages, number)
                 if not window.has(one)
             )
         new = window.add(number, [(message, addr, place) for message in messages], now, repair=place is None)
         if place is not None:
-            state = self._states[place]
+            state = self._feed_states[place]
             state.firsts += new
             state.duplicates += len(messages) - new - lost
             state.late += lost
-        if self._ordered and window.next == number and new:
-            self._drain()
+        if self._feed_ordered and window.next == number and new:
+            self._feed_drain()
 
-    def _take_answers(self, packets: list[bytes], addresses: list[Address]) -> None:
+    def _feed_take_answers(self, packets: list[bytes], addresses: list[Address]) -> None:
         """Take answers to requests."""
-        self._later.append((None, packets, addresses))
-        self._go_on()
+        self._feed_later.append((None, packets, addresses))
+        self._feed_go_on()
 
-    def _process_answers(self, packets: Sequence[bytes], addresses: Sequence[Address]) -> None:
+    def _feed_process_answers(self, packets: Sequence[bytes], addresses: Sequence[Address]) -> None:
         now = self.poller.time()
         for data, addr in zip(packets, addresses, strict=True):
             server = tuple(addr[:2])
-            if len(data) < 20 or server not in self._asked:
-                self._malformed += 1
+            if len(data) < 20 or server not in self._feed_asked:
+                self._feed_malformed += 1
                 continue
             session, number, count = HEADER.unpack_from(data)
-            if session != self._session:
-                self._other_sessions += 1
+            if session != self._feed_session:
+                self._feed_other_sessions += 1
             elif count == 0:
                 # The server has nothing before this number.
-                if self._all_without(server):
-                    self._window.gone(number)
+                if self._feed_all_without(server):
+                    self._feed_window.gone(number)
             elif count != END:
                 messages = split(data, count)
                 if messages is None:
-                    self._malformed += 1
+                    self._feed_malformed += 1
                     continue
-                if len(self._servers) <= 1:
-                    self._window.skipped(number)
-                self._put(number, messages, addr, None, now)
-        self._advance(now)
+                if len(self._feed_servers) <= 1:
+                    self._feed_window.skipped(number)
+                self._feed_put(number, messages, addr, None, now)
+        self._feed_advance(now)
 
-    def _all_without(self, server: tuple[Any, ...]) -> bool:
+    def _feed_all_without(self, server: tuple[Any, ...]) -> bool:
         """Whether no server has what one of them has not."""
-        if len(self._servers) <= 1:
+        if len(self._feed_servers) <= 1:
             return True
-        self._servers_without.add(self._servers.index(server) if server in self._servers else -1)
-        return len(self._servers_without) >= len(self._servers)
+        self._feed_servers_without.add(self._feed_servers.index(server) if server in self._feed_servers else -1)
+        return len(self._feed_servers_without) >= len(self._feed_servers)
 
-    def _follow(self, session: bytes, number: int, count: int, addr: Address, now: float) -> bool:
+    def _feed_follow(self, session: bytes, number: int, count: int, addr: Address, now: float) -> bool:
         """Return whether a packet of a session that was not followed until now is to be taken."""
-        if self._wanted_session is not None and session != self._wanted_session:
-            self._other_sessions += 1
+        if self._feed_wanted_session is not None and session != self._feed_wanted_session:
+            self._feed_other_sessions += 1
             return False
-        if self._session is None:
-            self._session = session
+        if self._feed_session is None:
+            self._feed_session = session
             following = number + (0 if count == END else count)
-            if self._start == "live":
-                self._window.start(number, number, now)
-            elif self._start == "first":
-                self._window.start(1, number, now)
+            if self._feed_start == "live":
+                self._feed_window.start(number, number, now)
+            elif self._feed_start == "first":
+                self._feed_window.start(1, number, now)
             else:
-                first = int(self._start)
-                self._window.start(first, max(first, number), now)
-            for state in self._states:
+                first = int(self._feed_start)
+                self._feed_window.start(first, max(first, number), now)
+            for state in self._feed_states:
                 state.expected = 0
             _log.debug("%r: session %s, up to %d", self, session, following)
             return True
-        source = self._source
-        silent = now - self._heard_at > _SILENT
+        source = self._feed_source
+        silent = now - self._feed_heard_at > _SILENT
         same_host = source is not None and source[0] == addr[0]
-        if session in self._left or not (self._ended or silent or same_host):
-            self._other_sessions += 1
+        if session in self._feed_left or not (self._feed_ended or silent or same_host):
+            self._feed_other_sessions += 1
             return False
         # The publisher began anew, and so do the numbers.
-        old = self._session
-        self._left[old] = None
-        if len(self._left) > _MOST_SESSIONS:
-            self._left.popitem(last=False)
-        self._window.end()
-        self._drain()
-        if self._closed:
+        old = self._feed_session
+        self._feed_left[old] = None
+        if len(self._feed_left) > _MOST_SESSIONS:
+            self._feed_left.popitem(last=False)
+        self._feed_window.end()
+        self._feed_drain()
+        if self._feed_closed:
             return False
-        self._keep_counts()
-        self._window = Window(**self._window_options)
-        self._window.start(1, number, now)
-        for state in self._states:
+        self._feed_keep_counts()
+        self._feed_window = Window(**self._feed_window_options)
+        self._feed_window.start(1, number, now)
+        for state in self._feed_states:
             state.expected = 0
-        self._session, self._ended, self._end_told = session, False, False
-        self._servers_without.clear()
+        self._feed_session, self._feed_ended, self._feed_end_told = session, False, False
+        self._feed_servers_without.clear()
         self.handle_session(old, session)
-        return not self._closed
+        return not self._feed_closed
 
-    def _keep_counts(self) -> None:
-        window = self._window
-        self._repaired += window.repaired
-        self._unrecoverable += window.unrecoverable
-        self._delay_sum += window.delay_sum
-        self._delay_max = max(self._delay_max, window.delay_max)
+    def _feed_keep_counts(self) -> None:
+        window = self._feed_window
+        self._feed_repaired += window.repaired
+        self._feed_unrecoverable += window.unrecoverable
+        self._feed_delay_sum += window.delay_sum
+        self._feed_delay_max = max(self._feed_delay_max, window.delay_max)
 
     # -- what goes on ----------------------------------------------------------------------------------------------
 
-    def _hand(self, number: int, message: bytes, addr: Address, place: int | None) -> None:
+    def _feed_hand(self, number: int, message: bytes, addr: Address, place: int | None) -> None:
         """Give a message to the handler."""
-        self._messages += 1
-        self._bytes += len(message)
+        self._feed_messages += 1
+        self._feed_bytes += len(message)
         self.line = place
         if self.handle_message(message, number, addr):
             self.close()
 
-    def _drain(self) -> None:
+    def _feed_drain(self) -> None:
         """Hand on what can be: what was left by a handler that raised, then what is in order now."""
-        pending = self._pending
-        while pending and not self._closed:
-            self._hand(*pending.popleft())
-        if self._closed:
+        pending = self._feed_pending
+        while pending and not self._feed_closed:
+            self._feed_hand(*pending.popleft())
+        if self._feed_closed:
             return
-        for one in self._window.ready():
+        for one in self._feed_window.ready():
             if isinstance(one, Lost):
                 self.gap_cause = one.cause
                 self.handle_gap(one.first, one.amount)
-            elif self._ordered:
+            elif self._feed_ordered:
                 number, (message, addr, place) = one
-                self._hand(number, message, addr, place)
-            if self._closed:
+                self._feed_hand(number, message, addr, place)
+            if self._feed_closed:
                 return
 
-    def _advance(self, now: float) -> None:
+    def _feed_advance(self, now: float) -> None:
         """Hand on what can be, ask for what is due, and see when to go on."""
-        window = self._window
-        if window.clear and not self._pending and not self._ended and self._timer is None:
+        window = self._feed_window
+        if window.clear and not self._feed_pending and not self._feed_ended and self._feed_timer is None:
             return
-        self._drain()
-        if self._closed:
+        self._feed_drain()
+        if self._feed_closed:
             return
         if not window.clear:
             window.expire(now)
-            self._drain()
-            if self._closed:
+            self._feed_drain()
+            if self._feed_closed:
                 return
-            for first, count in window.due(now, self._chunk()):
-                self._ask(first, count)
-        if self._ended and not self._end_told and window.clear:
-            self._end_told = True
+            for first, count in window.due(now, self._feed_chunk()):
+                self._feed_ask(first, count)
+        if self._feed_ended and not self._feed_end_told and window.clear:
+            self._feed_end_told = True
             self.handle_end()
-            if self._closed:
+            if self._feed_closed:
                 return
-        self._set_timer(window.next_due())
+        self._feed_set_timer(window.next_due())
 
-    def _go_on(self) -> None:
+    def _feed_go_on(self) -> None:
         """Do what there is to do, unless a handler that polls does it already further out."""
-        if self._busy:
+        if self._feed_busy:
             return
-        self._busy = True
-        later = self._later
+        self._feed_busy = True
+        later = self._feed_later
         try:
-            while later and not self._closed:
+            while later and not self._feed_closed:
                 place, packets, addresses = later.popleft()
-                if self._pending:
-                    self._drain()
+                if self._feed_pending:
+                    self._feed_drain()
                 if place is None:
-                    self._process_answers(packets, addresses)
+                    self._feed_process_answers(packets, addresses)
                 else:
-                    self._process(place, packets, addresses)
+                    self._feed_process(place, packets, addresses)
         except BaseException:
-            if not self._closed:
-                self.poller.call_soon(self._on_time)
+            if not self._feed_closed:
+                self.poller.call_soon(self._feed_on_time)
             raise
         finally:
-            self._busy = False
+            self._feed_busy = False
 
-    def _set_timer(self, due: float) -> None:
-        if self._timer is not None:
-            if due == self._timer_at:
+    def _feed_set_timer(self, due: float) -> None:
+        if self._feed_timer is not None:
+            if due == self._feed_timer_at:
                 return
-            self._timer.cancel()
-            self._timer = None
+            self._feed_timer.cancel()
+            self._feed_timer = None
         if due < float("inf"):
-            self._timer_at = due
-            self._timer = self.poller.call_at(due, self._on_time)
+            self._feed_timer_at = due
+            self._feed_timer = self.poller.call_at(due, self._feed_on_time)
 
-    def _on_time(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._closed or self._busy:
+    def _feed_on_time(self) -> None:
+        if self._feed_timer is not None:
+            self._feed_timer.cancel()
+            self._feed_timer = None
+        if self._feed_closed or self._feed_busy:
             return
         try:
-            self._go_on()
-            if not self._closed:
-                self._busy = True
+            self._feed_go_on()
+            if not self._feed_closed:
+                self._feed_busy = True
                 try:
-                    self._advance(self.poller.time())
+                    self._feed_advance(self.poller.time())
                 finally:
-                    self._busy = False
+                    self._feed_busy = False
         except Exception as error:
-            if not self._closed and self._timer is None:
-                self.poller.call_soon(self._on_time)
+            if not self._feed_closed and self._feed_timer is None:
+                self.poller.call_soon(self._feed_on_time)
             report(self, error)
 
-    def _chunk(self) -> int:
+    def _feed_chunk(self) -> int:
         """Return how many messages are expected in the answer to one request."""
-        mean = self._bytes / self._messages if self._messages else 64
+        mean = self._feed_bytes / self._feed_messages if self._feed_messages else 64
         return max(1, int(_ROOM / (mean + 2)))
 
-    def _ask(self, first: int, count: int) -> None:
-        if self._desk is None or self._session is None:
+    def _feed_ask(self, first: int, count: int) -> None:
+        if self._feed_desk is None or self._feed_session is None:
             return
-        if self._servers:
-            server = self._servers[self._next_server % len(self._servers)]
-            self._next_server += len(self._servers) > 1
-        elif self._source is not None:
-            server = tuple(self._source)
+        if self._feed_servers:
+            server = self._feed_servers[self._feed_next_server % len(self._feed_servers)]
+            self._feed_next_server += len(self._feed_servers) > 1
+        elif self._feed_source is not None:
+            server = tuple(self._feed_source)
         else:
             return
         key = tuple(server[:2])
-        if key not in self._asked:
-            self._asked[key] = None
-            if len(self._asked) > _MOST_SESSIONS:
-                self._asked.popitem(last=False)
-        self._requests += 1
-        self._desk.ask(HEADER.pack(self._session, first, min(count, 0xFFFE)), server)
+        if key not in self._feed_asked:
+            self._feed_asked[key] = None
+            if len(self._feed_asked) > _MOST_SESSIONS:
+                self._feed_asked.popitem(last=False)
+        self._feed_requests += 1
+        self._feed_desk.ask(HEADER.pack(self._feed_session, first, min(count, 0xFFFE)), server)
 
     # -- the end ---------------------------------------------------------------------------------------------------
 
     def statistics(self) -> SubscriberStatistics:
         """Return what was counted so far; it stays readable after `close`."""
-        window = self._window
-        repaired = self._repaired + window.repaired
-        delays = self._delay_sum + window.delay_sum
+        window = self._feed_window
+        repaired = self._feed_repaired + window.repaired
+        delays = self._feed_delay_sum + window.delay_sum
         return SubscriberStatistics(
-            self._messages,
-            self._bytes,
+            self._feed_messages,
+            self._feed_bytes,
             tuple(
                 LineStatistics(
                     state.packets, state.messages, state.firsts, state.duplicates, state.lost, state.late,
                     ear.statistics().dropped,
                 )
-                for state, ear in zip(self._states, self._ears, strict=False)
+                for state, ear in zip(self._feed_states, self._feed_ears, strict=False)
             ),
-            self._requests,
+            self._feed_requests,
             repaired,
-            self._unrecoverable + window.unrecoverable,
-            self._other_sessions,
-            self._malformed,
+            self._feed_unrecoverable + window.unrecoverable,
+            self._feed_other_sessions,
+            self._feed_malformed,
             window.missing,
             window.waiting,
             delays / repaired if repaired else float("nan"),
-            max(self._delay_max, window.delay_max),
+            max(self._feed_delay_max, window.delay_max),
         )  # fmt: skip
+
+    @property
+    def rejected(self) -> dict[str, int] | None:
+        """How many packets did not open, by cause; None without `seal`."""
+        total: dict[str, int] | None = None
+        for one in (*self._feed_ears, self._feed_desk):
+            rejected = None if one is None else one.rejected
+            if rejected is not None:
+                total = {cause: count + (total or {}).get(cause, 0) for cause, count in rejected._asdict().items()}
+        return total
 
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return self._closed
+        return self._feed_closed
 
     def close(self) -> None:
         """Leave the groups and close the sockets; nothing is handed on from then on. Idempotent."""
-        self._closed = True
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._pending.clear()
-        self._later.clear()
-        for one in (*self._ears, self._desk):
+        self._feed_closed = True
+        if self._feed_timer is not None:
+            self._feed_timer.cancel()
+            self._feed_timer = None
+        self._feed_pending.clear()
+        self._feed_later.clear()
+        for one in (*self._feed_ears, self._feed_desk):
             if one is not None:
                 one.close()
 

@@ -8,6 +8,8 @@ What is lost can be seen only where packets are numbered, so the payload is look
   bits for its PID, so a gap of a multiple of 16 pieces is not seen. What is inside RTP is counted by RTP. Loss is that
   of pieces.
 * Probes, those of `multicast ping` and `bench`.
+* MoldUDP64: messages are numbered, so loss is that of messages. Anything may look like it by chance, so it is taken for
+  that only when a second packet of the session goes on where the first ended.
 
 Jitter is that of RFC 3550 section 6.4.1: the mean change of the time on the way, smoothed over 16 packets. Where a
 packet does not tell when it was sent, it is the mean change of the time between packets.
@@ -48,6 +50,8 @@ _RTCP = range(72, 77)
 # The first byte of a probe, and those that have the number of another one, or none.
 _PROBE = probes.PREFIX[0]
 _NO_NUMBER = frozenset({int(probes.Kind.ASK), int(probes.Kind.END)})
+# The header of MoldUDP64: session, number of the first message, count; and the count that ends a session.
+_MOLD, _MOLD_END = struct.Struct(">10sQH"), 0xFFFF
 # So long the time stamps are watched before their clock is believed, in seconds.
 _CLOCK_AFTER = 2.0
 #: How many seconds a strip shows.
@@ -65,6 +69,7 @@ class Numbering(enum.Enum):
     RTP = "rtp"
     TS = "mpegts"
     PROBE = "probe"
+    MOLDUDP64 = "moldudp64"
 
 
 class Jitter:
@@ -211,6 +216,7 @@ class Flow:
         "_history",
         "_interval",
         "_last",
+        "_mold",
         "_pids",
         "_probe",
         "_rtps",
@@ -269,6 +275,7 @@ class Flow:
         self._rtps: dict[int, _Rtp] = {}
         self._pids: dict[int, int] = {}
         self._probe: tuple[int, Sequence] | None = None
+        self._mold: tuple[bytes, int, int] | None = None
 
     # -- packets
 
@@ -299,6 +306,8 @@ class Flow:
             self._take_ts(packet, size)
         elif first == _PROBE and (probe := probes.peek(packet)) is not None:
             self._take_probe(*probe, now)
+        elif size >= _MOLD.size and 32 <= first < 127:
+            self._take_mold(packet, size)
 
     def _take_rtp(self, packet: bytes, now: float) -> None:
         _, kind, number, stamp, ssrc = _RTP.unpack_from(packet)
@@ -323,6 +332,38 @@ class Flow:
         if sent is not None and (order is Order.NEXT or order is Order.GAP):
             rtp.transit.take(now - sent)
         self._transit = rtp.transit
+
+    def _take_mold(self, packet: bytes, size: int) -> None:
+        session, number, count = _MOLD.unpack_from(packet)
+        if count == _MOLD_END:
+            count = 0
+        if not number or size < _MOLD.size + 2 * count or not session.isascii():
+            return
+        known = self._mold
+        if known is None or known[0] != session:
+            self._mold = (session, number, number + count)
+            if known is not None and self.numbering is Numbering.MOLDUDP64:
+                self.restarts += 1
+            return
+        _, first, expected = known
+        if self.numbering is not Numbering.MOLDUDP64:
+            if number != expected:
+                self._mold = (session, number, number + count)
+                return
+            self.numbering = Numbering.MOLDUDP64
+            self._add(expected - first, 0, 0, 0)
+        following = number + count
+        lost = number - expected
+        if lost > 0:
+            self._add(count, lost, 0, 0)
+        elif lost == 0:
+            self._add(count, 0, 0, 0)
+        elif following <= expected:
+            # Old numbers: a repair to the group, or a packet that came twice or late.
+            self._add(0, 0, count, 0)
+        else:
+            self._add(following - expected, 0, expected - number, 0)
+        self._mold = (session, first, max(expected, following))
 
     def _take_probe(self, kind: int, session: int, number: int, sent: int, now: float) -> None:
         if kind in _NO_NUMBER:

@@ -156,7 +156,7 @@ class Multicaster(Dispatcher):
     def __iter__(self) -> Iterator[Any]:
         """Yield the packets to send: bytes-like, text, or None for nothing now; implemented by subclasses."""
 
-    def _packets(self) -> Iterator[Any]:
+    def _iterate_packets(self) -> Iterator[Any]:
         """Return what yields the packets; subclasses that make packets of something else have their own."""
         return iter(self)
 
@@ -221,7 +221,7 @@ class Multicaster(Dispatcher):
             horizon = now + _TICK / 2
         try:
             if self._packet_iterator is None:
-                self._packet_iterator = self._packets()
+                self._packet_iterator = self._iterate_packets()
             encode, longest = self._encode, self.group.longest
             began = time.perf_counter()
             while len(self._taken_packets) < self._batch_size and not (paced and self._next_due > horizon):
