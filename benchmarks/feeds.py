@@ -36,7 +36,8 @@ class Reader(feeds.Subscriber):
         self.count += 1
 
 
-def receiving(put: Any) -> None:
+def receiving(put: Any) -> list[float]:
+    """Return what a plain packet, a message of 20 in a packet, and a single message take, in nanoseconds."""
     poller = Poller()
     options: dict[str, Any] = {"interface": "lo", "rcvbuf": ROOM, "poller": poller}
     plain = Counter(None, GROUP, 21001, **options)
@@ -64,10 +65,7 @@ def receiving(put: Any) -> None:
             if turn >= 2:
                 results[each].append((time.perf_counter_ns() - start) / messages)
     poller.close()
-    base, shared, single = (statistics.median(results[each]) for each in (0, 20, 1))
-    print(f"a plain packet                    {base:7.0f} ns")
-    print(f"a message of 20 in a packet       {shared:7.0f} ns  {shared / base:.2f}")
-    print(f"a message in a packet of its own  {single:7.0f} ns  {single / base:.2f}")
+    return [statistics.median(results[each]) for each in (0, 20, 1)]
 
 
 class Stream(feeds.Publisher):
@@ -77,7 +75,8 @@ class Stream(feeds.Publisher):
             yield message
 
 
-def publishing(put: Any) -> None:
+def publishing(put: Any) -> tuple[float, float]:
+    """Return what a call of sendto and a published message take, in nanoseconds."""
     loops, published = [], []
     for _ in range(7):
         start = time.perf_counter_ns()
@@ -91,9 +90,7 @@ def publishing(put: Any) -> None:
             poller.poll()
         published.append((time.perf_counter_ns() - start) / 200_000)
         poller.close()
-    base, one = statistics.median(loops), statistics.median(published)
-    print(f"socket.sendto                     {base:7.0f} ns")
-    print(f"a published message               {one:7.0f} ns  {one / base:.3f}")
+    return statistics.median(loops), statistics.median(published)
 
 
 class Timed(feeds.Subscriber):
@@ -108,7 +105,8 @@ class Timed(feeds.Subscriber):
             self.times.append(time.perf_counter() - self.since)
 
 
-def repairing() -> None:
+def repairing() -> tuple[float, float]:
+    """Return the median and the 99th percentile of the time to repair, in milliseconds."""
     poller = Poller()
     publisher = feeds.Publisher(GROUP, 21010, interface="lo", poller=poller)
     board = Timed((GROUP, 21010), interface="lo", patience=0.0, poller=poller)
@@ -125,15 +123,21 @@ def repairing() -> None:
             poller.poll(0.01)
     poller.close()
     times = sorted(1000 * one for one in board.times)
-    print(f"time to repair                    p50 {times[1000]:.2f} ms, p99 {times[1980]:.2f} ms")
+    return times[1000], times[1980]
 
 
 def main() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as opened:
         opened.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("127.0.0.1"))
-        receiving(opened.sendto)
-        publishing(opened.sendto)
-    repairing()
+        plain, shared, single = receiving(opened.sendto)
+        print(f"a plain packet                    {plain:7.0f} ns")
+        print(f"a message of 20 in a packet       {shared:7.0f} ns  {shared / plain:.2f}")
+        print(f"a message in a packet of its own  {single:7.0f} ns  {single / plain:.2f}")
+        sendto, published = publishing(opened.sendto)
+        print(f"socket.sendto                     {sendto:7.0f} ns")
+        print(f"a published message               {published:7.0f} ns  {published / sendto:.3f}")
+    median, late = repairing()
+    print(f"time to repair                    p50 {median:.2f} ms, p99 {late:.2f} ms")
 
 
 if __name__ == "__main__":

@@ -388,6 +388,20 @@ class Bench:
         self.row("sealed: Sender.send of one sealed packet", sealed, "ns/packet", ("plain", plain, None))
         self.figure("sealed: sealing alone", sealed - plain, "ns/packet", at_most(1500))
 
+    def feeds(self) -> None:
+        """What sequenced feeds add; see feeds.py."""
+        import feeds
+
+        plain, shared, single = feeds.receiving(self._sending.sendto)
+        self.row("feeds: a plain packet for a handler", plain, "ns")
+        self.row("feeds: a message, 20 in a packet", shared, "ns", ("plain packet", plain, at_most(0.4)))
+        self.row("feeds: a message, one in a packet", single, "ns", ("plain packet", plain, at_most(1.6)))
+        sendto, published = feeds.publishing(self._sending.sendto)
+        self.row("feeds: publish a message", published, "ns", ("socket.sendto", sendto, at_most(0.1)))
+        median, late = feeds.repairing()
+        self.figure("feeds: time to repair, p50", median, "ms", at_most(1.5))
+        self.figure("feeds: time to repair, p99", late, "ms", at_most(5))
+
     def sending(self) -> None:
         count, rounds = (20000, 8) if self.quick else (20000, 25)
         members: list[socket.socket] = []
@@ -533,6 +547,7 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
     "lcm": Bench.receive_lcm,
     "filter": Bench.filters,
     "sealed": Bench.sealed,
+    "feeds": Bench.feeds,
     "send": Bench.sending,
     "latency": Bench.round_trips,
     "many": Bench.thousand,

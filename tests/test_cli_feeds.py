@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import netns
@@ -111,6 +112,24 @@ def test_nothing_came() -> None:
     assert "1 packet of something else" in err
 
 
+def test_doctor_names_the_line_that_loses() -> None:
+    session = b"LINES     "
+    with Running("doctor", PLACE, "--line", PLACE_B, "-i", "lo", "-w", "1", "--json") as doctor:
+        doctor.until_said("looking for")
+        for number in range(1, 60):
+            packet = pack(session, number, [b"x"])
+            sendto(packet, "239.77.14.1", 5014, 0)
+            if number % 10:
+                sendto(packet, "239.77.14.2", 5014, 0)
+            time.sleep(0.005)
+        code, out, _ = doctor.end()
+    assert code == 1
+    *checks, summary = events(out)
+    assert summary["fault"]["code"] == "line-lacks"
+    assert PLACE_B in summary["fault"]["cause"]
+    assert [check["status"] for check in checks if check["check"] == "lines"] == ["fail"]
+
+
 @pytest.mark.parametrize(
     "arguments, text",
     [
@@ -197,3 +216,27 @@ def test_tshark_decodes_everything(hosts: tuple[netns.Host, netns.Host], tmp_pat
     assert "65535" in counts, "the end"
     assert any(row[4] == "5015" and row[2].split(",")[0] == "3" for row in feed), "the request"
     assert any(row[4] not in ("5014", "5015") and row[2].split(",")[0] == "3" for row in feed), "the repair"
+
+
+def test_publish_and_subscribe_with_a_key(tmp_path: Path) -> None:
+    pytest.importorskip("cryptography", reason="cryptography is not installed")
+    key = str(tmp_path / "feed.key")
+    assert programs.multicast("key", key).returncode == 0
+    with (
+        Running(
+            "publish", PLACE, "-", "-t", "0", "--heartbeat", "0.05", "--key", key, stdin=subprocess.PIPE
+        ) as publishing,
+        subscriber(PLACE, "-i", "lo", "-w", "1", "--json") as stranger,
+    ):
+        publishing.until_said("publishing")
+        stdin = publishing.process.stdin
+        assert stdin is not None
+        stdin.write(b"one\ntwo\n")
+        with Running("subscribe", PLACE, "-i", "lo", "--from", "first", "-c", "2", "--json", "--key", key) as member:
+            code, out, _ = member.end()
+        assert code == 0
+        *messages, summary = events(out)
+        assert [message["text"] for message in messages] == ["one", "two"]
+        assert summary["repaired"] == 2
+        assert set(summary["rejected"].values()) == {0}
+        assert [event["event"] for event in events(stranger.end()[1])] == ["summary"]

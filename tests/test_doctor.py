@@ -16,6 +16,7 @@ from multicast.doctor import MESSAGES, Diagnosis, checks
 from multicast.doctor.evidence import Evidence
 from multicast.doctor.firewall import Match, Rule
 from multicast.doctor.kernel import Bridge, Holder, SourceFilter
+from multicast.doctor.lines import Line
 from multicast.doctor.wire import Sealed, Seen
 from multicast.errors import ArgumentError, GroupError
 from multicast.interfaces import Interface, Membership, Route
@@ -191,6 +192,14 @@ CASES: dict[str, tuple[str, Evidence]] = {
         replace(HEALTHY, wire=(HEARD, replace(HEARD, source="10.0.0.9", packets=50)), rules=(replace(DROP, grew=50),)),
     ),
     "not-delivered": ("fail", DROPPED),
+    "line-silent": (
+        "fail",
+        replace(HEALTHY, compared=True, lines=(Line("239.1.1.1:5000", 9, 0), Line("239.1.1.2:5000", 0, 9))),
+    ),
+    "line-lacks": (
+        "fail",
+        replace(HEALTHY, compared=True, lines=(Line("239.1.1.1:5000", 9, 0), Line("239.1.1.2:5000", 6, 3))),
+    ),
     "not-sealed": ("fail", replace(HEALTHY, key="27111a", max_age=30.0, seals=(Sealed("", 9),))),
     "other-key": ("fail", replace(HEALTHY, key="27111a", max_age=30.0, seals=(Sealed("", 1), Sealed("aabbcc", 8)))),
     "other-clock": ("fail", replace(HEALTHY, key="27111a", max_age=30.0, seals=(Sealed("27111a", 9, -40.0),))),
@@ -288,6 +297,8 @@ def test_a_fault_is_found_and_put_in_words(code: str) -> None:
     replace(HEALTHY, bridges=(Bridge("br0", False, ("eth0",)), Bridge("br1", True, ("eth0",), ("eth0",)))),
     replace(HEALTHY, sysctl={"net.ipv4.conf.all.rp_filter": 1}, back={"10.0.0.5": Route("eth0", None)}),
     replace(HEALTHY, seconds=140, queriers=(("eth0", "10.0.0.1"),)),
+    replace(HEALTHY, compared=True, lines=(Line("239.1.1.1:5000", 9, 0), Line("239.1.1.2:5000", 9, 0))),
+    replace(HEALTHY, compared=True),
     replace(HEALTHY, seals=(Sealed("aabbcc", 8, 99.0), Sealed("", 1))),
     replace(HEALTHY, key="27111a", max_age=30.0, seals=(Sealed("27111a", 9, 29.0), Sealed("aabbcc", 8))),
     replace(HEALTHY, key="27111a", max_age=None, seals=(Sealed("27111a", 9, 99.0),)),

@@ -52,6 +52,7 @@ SIDEWAYS = {
     ("listeners", "sealed"),
     ("feeds", "discovery"),
     ("aio", "feeds"),
+    ("doctor", "feeds"),
 }
 PRIVATE = {"_batch": "batch"}  # and who alone may import it
 # What is written without I/O, and so can be tested with a loop.

@@ -39,6 +39,8 @@ _WORDS = {"ok": "ok", "warn": "warn", "fail": "FAIL", "skip": "skip"}
               help="Who should send them: an address, several by several --from. Left out, anybody.")
 @click.option("-w", "--deadline", type=SECONDS, metavar="SECONDS", default=5.0, show_default=True,
               help="How long to look. Meanwhile there should be traffic.")
+@click.option("--line", "lines", metavar="GROUP", multiple=True, type=GROUP,
+              help="Another group that carries the same numbered feed, MoldUDP64 or RTP: what does one of them lack?")
 @key_option("Compare the packets")
 def doctor(
     out: Output,
@@ -46,6 +48,7 @@ def doctor(
     interfaces: list[str] | None,
     sources: tuple[str, ...],
     deadline: float,
+    lines: tuple[Group, ...],
     seal: Seal | None,
 ) -> Exit:
     """Find out why nothing arrives.
@@ -68,6 +71,7 @@ def doctor(
             wait=deadline,
             progress=watch.tell,
             seal=seal,
+            lines=lines,
         )
     finally:
         watch.clear()

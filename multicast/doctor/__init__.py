@@ -63,13 +63,15 @@ def diagnose(
     wait: float = 5.0,
     progress: Callable[[float, int], object] | None = None,
     seal: Seal | None = None,
+    lines: Iterable[Group | str] = (),
 ) -> Diagnosis:
     """Find out why nothing arrives for `group`, a `Group` or text that `Group.parse` reads.
 
     `interface` is where the packets should arrive, None any; `source` who should send them, None anybody. It listens
     for `wait` seconds; in that time there should be traffic. `progress(left, packets)` is called now and then with the
     seconds that are left and the packets that have arrived. `seal` (a `sealed.Seal`) is that of the program; packets
-    with another key are a fault then. Without CAP_NET_RAW and CAP_NET_ADMIN some checks are
+    with another key are a fault then. `lines` are further groups that carry the same feed, MoldUDP64 or RTP; what one
+    of them lacks is a fault. Without CAP_NET_RAW and CAP_NET_ADMIN some checks are
     skipped, and say so.
 
     Raises `GroupError`, `ArgumentError`, `InterfaceError` for an interface that does not exist, and `OSError`.
@@ -82,5 +84,6 @@ def diagnose(
     if not 0 < wait < 1e9:
         raise ArgumentError(f"wait must be a number of seconds, more than 0, not {wait!r}")
     check_seal(seal)
-    evidence = gather(group, interface, wait, progress, seal)
+    others = [Group.parse(line) if isinstance(line, str) else line for line in lines]
+    evidence = gather(group, interface, wait, progress, seal, others)
     return Diagnosis(group, evidence.asked, wait, evidence.delivered, judge(evidence))

@@ -24,7 +24,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -42,6 +42,7 @@ from multicast.sockets import Group, WhichInterfaces, named
 from . import firewall, kernel
 from .firewall import Rule
 from .kernel import Bridge, Holder, SourceFilter
+from .lines import Line, Lines
 from .wire import Sealed, Seen, Table, Wire
 
 __all__ = ["Evidence", "gather"]
@@ -87,6 +88,9 @@ class Evidence:
     others: tuple[Seen, ...] = ()
     #: What arrived as asked, by the key it is sealed with.
     seals: tuple[Sealed, ...] = ()
+    #: Whether lines of a feed were compared, and what came by each.
+    compared: bool = False
+    lines: tuple[Line, ...] = ()
     #: The id of the key that the program has, and how many seconds clocks may differ; empty where none was given.
     key: str = ""
     max_age: float | None = None
@@ -296,7 +300,7 @@ class _Ears:
                 self._open(self.other, group, None, ())
 
     def inodes(self) -> set[int]:
-        return {os.fstat(ear.fileno()).st_ino for ear in self._poller if isinstance(ear, _Ear)}
+        return {os.fstat(ear.fileno()).st_ino for ear in self._poller if isinstance(ear, MulticastListener)}
 
 
 def _loopback_works(poller: Poller) -> bool:
@@ -334,6 +338,7 @@ def gather(
     wait: float,
     progress: Callable[[float, int], object] | None = None,
     seal: Seal | None = None,
+    lines: Sequence[Group] = (),
 ) -> Evidence:
     """Look for `wait` seconds at what happens to packets for `group`; return what was found.
 
@@ -362,6 +367,10 @@ def gather(
             except OSError:  # no packet sockets in this kernel
                 wire = None
         ears = _Ears(group, asked, present, poller)
+        compared = None
+        if lines and not ears.refused:
+            compared = Lines([group, *lines], interface, poller)
+            stack.callback(compared.close)
         if not ears.refused:
             others = dict.fromkeys(
                 one.group for one in joined if (":" in one.group) == ipv6 and one.group != group.address
@@ -378,6 +387,7 @@ def gather(
         counted = {name: value - counted.get(name, 0) for name, value in kernel.counters(ipv6).items()}
         after = kernel.holders()
         rules, unread = kernel.rules() if with_rules else (None, ())
+        found_lines = () if compared is None else compared.found()
         ours = ears.inodes()
     six = kernel.options(socket.AF_INET6)
     four = six if ipv6 else kernel.options(socket.AF_INET)
@@ -419,6 +429,8 @@ def gather(
         anywhere=ears.broad.seen(),
         others=ears.other.seen(),
         seals=tuple(ears.narrow.seals.values()),
+        compared=compared is not None,
+        lines=found_lines,
         key="" if seal is None else seal.key_id,
         max_age=None if seal is None else seal.max_age,
         wire=None if wire is None else wire.seen(),

@@ -280,6 +280,15 @@ MESSAGES: dict[str, Message] = {
         "The packets reach this host and are not delivered, and none of the checks tells why.",
         ("sudo {again} -w 30", "nstat -az"),
     ),
+    # lines
+    "line-silent": Message(
+        "Nothing of the feed comes by the line {line}, and it comes by another.",
+        ("sudo multicast doctor {line}",),
+    ),
+    "line-lacks": Message(
+        "Packets are lost on the way of the line {line}: {missing} messages came by another line, and not by this one.",
+        ("sudo multicast doctor {line} -w 30",),
+    ),
     # seal
     "not-sealed": Message(
         "The packets are not sealed, so a program with a key refuses all of them.",

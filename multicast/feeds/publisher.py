@@ -183,8 +183,8 @@ class Desk:
 class _Rate:
     """The bytes that are sent in a second, of the last second."""
 
-    def __init__(self) -> None:
-        self._marks: deque[tuple[float, int]] = deque([(0.0, 0)])
+    def __init__(self, now: float) -> None:
+        self._marks: deque[tuple[float, int]] = deque([(now, 0)])
 
     def note(self, total: int, now: float) -> float:
         """Take note that so many bytes were sent until now; return the rate."""
@@ -194,7 +194,7 @@ class _Rate:
         while len(marks) > 1 and now - marks[1][0] >= 1.0:
             marks.popleft()
         since, before = marks[0]
-        return (total - before) / max(1.0, now - since)
+        return (total - before) / max(0.1, now - since)
 
 
 class Publisher(Multicaster):
@@ -252,7 +252,7 @@ class Publisher(Multicaster):
         self._feed_delay = delay
         self._feed_heartbeat = heartbeat
         self._feed_history = History(self._feed_session, history)
-        self._feed_rate_of_feed = _Rate()
+        self._feed_rate_of_feed = _Rate(self.poller.time())
         repairs = Repairs(
             self._feed_history, room=self._feed_fill, linger=linger, share=repair_share,
             sending=lambda now: self._feed_rate_of_feed.note(self._bytes_sent, now),

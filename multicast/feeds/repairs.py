@@ -19,8 +19,6 @@ _LEAST = 1 << 20
 _PRESENT, _COUNTED = 1.0, 0.1
 # Buckets hold what they get in this time, in seconds.
 _BURST = 0.25
-# What a packet costs besides its payload, in bytes: the headers of Ethernet, IPv4 and UDP.
-_PACKET = 42
 
 
 class Answer(NamedTuple):
@@ -124,9 +122,8 @@ class Repairs:
             counts["limited"] += 1
             return None
         packet, messages = self._history.answer(first, count, self._room)
-        cost = len(packet) + _PACKET
-        self._all.left -= cost
-        self._each[requester].left -= cost
+        self._all.left -= len(packet)
+        self._each[requester].left -= len(packet)
         if not messages:
             counts["gone"] += 1
             return Answer(packet, 0, False)

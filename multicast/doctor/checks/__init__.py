@@ -19,7 +19,7 @@ from dataclasses import replace
 from multicast.doctor.evidence import Evidence
 from multicast.doctor.messages import Finding
 
-from . import interfaces, kernel, programs, seal, sockets, wire
+from . import interfaces, kernel, lines, programs, seal, sockets, wire
 
 __all__ = ["CHECKS", "judge"]
 
@@ -41,6 +41,7 @@ _WAY: dict[str, Callable[[Evidence], Finding] | None] = {
     "membership": sockets.check_membership,
     "loopback": sockets.check_loopback,
     "delivery": None,
+    "lines": lines.check_lines,
     "seal": seal.check_seal,
     "program": programs.check_program,
     "buffer": programs.check_buffer,
