@@ -127,13 +127,29 @@ def test_a_history_forgets_the_oldest_and_says_so() -> None:
     assert len(kept._packets) < 9000, "the lists do not grow with what is gone"
 
 
-def test_a_hole_in_a_history_is_skipped() -> None:
+def test_a_hole_in_a_history_is_skipped_and_may_be_filled() -> None:
     kept = history(5)
     kept.append(11, 5, pack(SESSION, 11, [b"%06d" % one for one in range(11, 16)]))
-    for first, count, expected in ((1, 20, (1, 5)), (6, 20, (11, 5)), (6, 3, (11, 0)), (8, 5, (11, 2))):
+    for first, count, expected in ((1, 20, (1, 5)), (6, 20, (11, 5)), (8, 5, (11, 2))):
         found = parse(kept.answer(first, count, 1400)[0])
         assert found is not None
         assert (found.number, found.held) == expected
+    # Nothing says that these will not come.
+    assert kept.answer(6, 3, 1400) == (b"", 0)
+    kept.append(6, 5, pack(SESSION, 6, [b"%06d" % one for one in range(6, 11)]))
+    found = parse(kept.answer(6, 3, 1400)[0])
+    assert found is not None
+    assert (found.number, found.held) == (6, 3)
+
+
+def test_what_comes_after_it_was_forgotten_is_not_kept() -> None:
+    kept = History(SESSION, 100)
+    for number in (2, 3, 4, 5):
+        kept.append(number, 1, pack(SESSION, number, [bytes(20)]))
+    assert kept.first == 4
+    kept.append(1, 1, pack(SESSION, 1, [bytes(20)]))
+    assert kept.bytes == 84
+    assert kept.answer(1, 1, 1400) == (HEADER.pack(SESSION, 4, 0), 0)
 
 
 # -- who is answered ---------------------------------------------------------------------------------------------------
@@ -167,6 +183,18 @@ def test_the_same_again_goes_to_the_same_alone() -> None:
         answer = desk.request(request(5), "one", now)
         assert answer is not None
         assert not answer.to_group
+
+
+def test_repairs_to_the_group_alone_tell_a_requester_nothing() -> None:
+    kept = History(SESSION, 60)
+    for number in range(1, 6):
+        kept.append(number, 1, pack(SESSION, number, [bytes(20)]))
+    answers = Repairs(kept, room=1400, linger=0.01, share=0.5, sending=lambda now: 0.0)
+    assert answers.request(HEADER.pack(SESSION, 1, 1), "A", 1.0, group_only=True) is None
+    assert answers.counts["gone"] == 1
+    answer = answers.request(HEADER.pack(SESSION, 5, 1), "A", 1.0, group_only=True)
+    assert answer is not None
+    assert answer.to_group
 
 
 def test_what_is_no_request_is_counted_by_its_cause() -> None:
@@ -735,10 +763,84 @@ def test_a_repair_server_answers_when_the_publisher_does_not() -> None:
         gaps = [one for one in board.told if len(one) == 3]
         assert sum(count for _, count, _ in gaps) + len(told) == 2000
         assert server.repair_statistics().repairs > 0
-        # Only what the server has missed itself, for the publisher answers nobody, is lost.
-        assert {cause for *_, cause in gaps} <= {"history"}
+        # Only what the server has missed itself is lost, as the publisher answers no request.
+        assert {cause for *_, cause in gaps} <= {"unanswered"}
         assert board.statistics().unrecoverable <= server.statistics().unrecoverable
         assert publisher.statistics().repairs == 0
+
+
+def test_what_a_repair_server_has_missed_as_well_comes_from_the_publisher_by_it() -> None:
+    with Network(seed=2, delay=0.0002) as net:
+        with net.host(2):
+            server = feeds.RepairServer(LINE, port=5999)
+        with net.host(3):
+            board = Board(repair=[("10.0.0.2", 5999)])
+        publisher = feeds.Publisher(GROUP, PORT)
+        publisher.publish("message 1")
+        net.advance(0.1)
+        for number in range(2, 42, 2):
+            net.loss = 1.0
+            publisher.publish(f"message {number}")
+            net.advance(0.0001)
+            net.loss = 0.0
+            publisher.publish(f"message {number + 1}")
+            net.advance(1)
+        assert board.told == texts(41)
+        assert server.statistics().repaired == 20
+        assert server.repair_statistics().repaired == 20
+        publisher.close()
+
+
+@pytest.mark.parametrize("size", [100, 1000])
+def test_a_repair_server_has_what_it_heard_before_it_was_asked(size: int) -> None:
+    with Network(seed=2, delay=0.0002) as net:
+        with net.host(2):
+            server = feeds.RepairServer(LINE, port=5999, history=150_000)
+        publisher = Feed([bytes(size)] * 200, GROUP, PORT, answer="none", rate=8e6)
+        net.advance(0.5)
+        with net.host(3):
+            board = Board(repair=[("10.0.0.2", 5999)], start="first")
+        net.advance(3)
+        assert server.statistics().messages == 200
+        if size == 100:
+            assert [number for number, *_ in board.told] == [*range(1, 201)]
+        else:  # the history is over for the first ones, and 1,022 bytes are kept of each of the last
+            first = 201 - 150_000 // 1022
+            assert board.told[0] == (1, first - 1, "history")
+            assert [number for number, *_ in board.told[1:]] == [*range(first, 201)]
+        publisher.close()
+
+
+def test_of_two_repair_servers_the_one_with_the_longer_history_counts() -> None:
+    with Network(seed=2, delay=0.0002) as net:
+        for host, history in ((2, 3000), (3, 1 << 20)):
+            with net.host(host):
+                feeds.RepairServer(LINE, port=5999, history=history)
+        publisher = Feed([bytes(1000)] * 50, GROUP, PORT, answer="none")
+        net.advance(0.1)
+        with net.host(4):
+            board = Board(repair=[("10.0.0.2", 5999), ("10.0.0.3", 5999)], start="first")
+        net.advance(5)
+        assert [number for number, *_ in board.told] == [*range(1, 51)]
+        publisher.close()
+
+
+def test_a_feed_that_is_taken_over_by_another_host_is_followed() -> None:
+    with Network() as net:
+        board = Board()
+        with net.host(2):
+            first = feeds.Publisher(GROUP, PORT, session="ONE")
+        first.publish("message 1")
+        net.advance(0.1)
+        first.close()
+        net.advance(5)
+        with net.host(3):
+            second = feeds.Publisher(GROUP, PORT, session="TWO")
+        for number in (1, 2):
+            second.publish(f"message {number}")
+            net.advance(0.1)
+        assert board.told == [*texts(1), (b"ONE       ", b"TWO       "), *texts(2)]
+        second.close()
 
 
 def test_without_order_messages_come_at_once_and_each_once() -> None:
@@ -801,7 +903,9 @@ def test_a_gap_is_logged_where_no_handler_is(caplog: pytest.LogCaptureFixture) -
 @pytest.mark.parametrize(
     "options",
     [{"lines": []}, {"lines": 5}, {"start": "later"}, {"start": 0}, {"patience": -1}, {"give_up": 0}, {"window": 0},
-     {"session": "much too long"}, {"lines": "10.0.0.1:5000"}],
+     {"session": "much too long"}, {"lines": "10.0.0.1:5000"}, {"repair": [("repairs.example", 5999)]},
+     {"repair": ["10.0.0.5:5999"]}, {"repair": [("10.0.0.5", 0)]}, {"repair": [("::1", 5999)]},
+     {"lines": ["239.1.2.3:5000", "[ff15::1]:5000"]}],
     ids=str,
 )  # fmt: skip
 def test_wrong_arguments_of_a_subscriber(options: dict[str, Any], poller: Poller) -> None:
@@ -956,6 +1060,44 @@ def test_two_sources_of_rtp_are_two_streams() -> None:
         one, two = (1).to_bytes(4, "big"), (2).to_bytes(4, "big")
         assert merged.told == [(one, 5), (two, 900), (one, 6), (two, 901), (one, 7)]
         assert merged.statistics().malformed == 2
+
+
+def test_a_handler_of_an_arbiter_that_raises_loses_nothing() -> None:
+    class Fragile(Merged):
+        def handle_message(self, message: bytes, number: int, addr: multicast.Address) -> object:
+            super().handle_message(message, number, addr)
+            if number % 3 == 0:
+                raise ValueError(number)
+            return None
+
+    with Network() as net:
+        arbiter = Fragile(LINE, feeds.field(0, 1))
+        sendto([bytes([number]) for number in (1, 2, 3, 4, 6, 5, 7, 8, 10)], GROUP, PORT)
+        raised = 0
+        for _ in range(20):
+            try:
+                net.advance(0.01)
+            except ValueError:
+                raised += 1
+        assert arbiter.told == [*((None, number) for number in range(1, 9)), (None, 9, 1), (None, 10)]
+        assert raised == 2
+
+
+def test_a_handler_of_an_arbiter_may_poll() -> None:
+    class Polling(Merged):
+        def handle_message(self, message: bytes, number: int, addr: multicast.Address) -> object:
+            super().handle_message(message, number, addr)
+            if number == 3:
+                sendto([bytes([number]) for number in (11, 12)], GROUP, PORT)
+                self.poller.poll(0)
+            return number == 12
+
+    with Network() as net:
+        arbiter = Polling(LINE, feeds.field(0, 1))
+        sendto([bytes([number]) for number in range(1, 11)], GROUP, PORT)
+        net.advance(1)
+        assert arbiter.told == [(None, number) for number in range(1, 13)]
+        assert arbiter.closed
 
 
 @pytest.mark.parametrize("order", ["big", "little"])

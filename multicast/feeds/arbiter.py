@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, Self
 
 from multicast.batch import Address
@@ -131,6 +131,9 @@ class Arbiter:
         self._feed_states = [_LineState() for _ in groups]
         self._feed_messages = self._feed_bytes = self._feed_malformed = 0
         self._feed_unrecoverable = self._feed_restarts = 0
+        # Batches that came while a handler was at work or had raised.
+        self._feed_later: deque[tuple[int, Iterator[tuple[bytes, Address]]]] = deque()
+        self._feed_busy = False
         self._feed_timer: Timer | None = None
         self._feed_closed = False
         self._feed_ears: list[Ear] = []
@@ -162,12 +165,37 @@ class Arbiter:
         )
 
     def _feed_take(self, place: int, packets: list[bytes], addresses: list[Address]) -> None:
+        """Take a batch of packets of a line; what a handler raises leaves the rest for the next time."""
+        self._feed_later.append((place, zip(packets, addresses, strict=True)))
+        self._feed_work()
+
+    def _feed_work(self) -> None:
+        """Do what there is to do, unless a handler that polls does it already further out."""
+        if self._feed_busy:
+            return
+        self._feed_busy = True
+        later = self._feed_later
+        try:
+            while later and not self._feed_closed:
+                self._feed_process(*later[0])
+                if later:  # `close` empties it
+                    later.popleft()
+            if not self._feed_closed:
+                self._feed_go_on()
+        except BaseException:
+            if not self._feed_closed:
+                self.poller.call_soon(self._feed_on_time)
+            raise
+        finally:
+            self._feed_busy = False
+
+    def _feed_process(self, place: int, pairs: Iterator[tuple[bytes, Address]]) -> None:
         now = self.poller.time()
         read, bits = self._feed_numbering.read, self._feed_numbering.bits
         mask, half = (1 << bits) - 1, 1 << (bits - 1)
         jump = min(_JUMP, half)
         state = self._feed_states[place]
-        for packet, addr in zip(packets, addresses, strict=True):
+        for packet, addr in pairs:
             found = read(packet)
             if found is None:
                 self._feed_malformed += 1
@@ -212,7 +240,6 @@ class Arbiter:
                 state.late += 1
             else:
                 state.duplicates += 1
-        self._feed_go_on()
 
     def _feed_begin(self, name: object, number: int, now: float) -> _Stream:
         if name not in self._feed_streams and len(self._feed_streams) >= _MOST_STREAMS:
@@ -264,7 +291,8 @@ class Arbiter:
     def _feed_on_time(self) -> None:
         self._feed_timer = None
         try:
-            self._feed_go_on()
+            if not self._feed_closed:
+                self._feed_work()
         except Exception as error:
             report(self, error)
 
@@ -305,6 +333,7 @@ class Arbiter:
         if self._feed_timer is not None:
             self._feed_timer.cancel()
             self._feed_timer = None
+        self._feed_later.clear()
         for ear in self._feed_ears:
             ear.close()
 

@@ -25,14 +25,13 @@ class History:
         self.bytes = 0
         #: The number of the next message.
         self.next = 1
-
-    @property
-    def first(self) -> int:
-        """The number of the oldest message that is kept; that of the next one where there is none."""
-        return self._firsts[self._start] if self._start < len(self._firsts) else self.next
+        #: No message before this number is kept, nor will be.
+        self.first = 1
 
     def append(self, number: int, count: int, packet: bytes) -> None:
         """Keep a packet with `count` messages from `number` on, of which none is kept already."""
+        if number + count <= self.first:
+            return
         if number >= self.next:
             self._firsts.append(number)
             self._packets.append(packet)
@@ -44,6 +43,7 @@ class History:
         self.bytes += len(packet)
         while self.bytes > self._limit:
             self.bytes -= len(self._packets[self._start])
+            self.first = max(self.first, self._firsts[self._start] + self._held(self._start))
             self._packets[self._start] = b""
             self._start += 1
         if self._start > _SLACK and 2 * self._start > len(self._firsts):
@@ -55,18 +55,17 @@ class History:
 
         At least one message is in it, however long, where there is one. Where the first is not kept any more, the
         packet has those from the oldest on that were asked for; without any of these it has none, and the number of the
-        oldest.
+        oldest. Where none has come yet, the packet is empty.
         """
-        oldest = self.first
         end = min(first + count, self.next)
-        first = max(first, oldest)
+        first = max(first, self.first)
         if first >= end:
-            return HEADER.pack(self.session, oldest, 0), 0
+            return HEADER.pack(self.session, self.first, 0), 0
         place = bisect_right(self._firsts, first, self._start) - 1
-        if first >= self._firsts[place] + self._held(place):  # a hole, of messages that never came
+        if place < self._start or first >= self._firsts[place] + self._held(place):  # a hole
             place += 1
-            if self._firsts[place] >= end:
-                return HEADER.pack(self.session, self._firsts[place], 0), 0
+            if place >= len(self._firsts) or self._firsts[place] >= end:
+                return b"", 0
             first = self._firsts[place]
         if self._firsts[place] == first:
             whole = self._packets[place]

@@ -122,11 +122,15 @@ class Repairs:
             counts["limited"] += 1
             return None
         packet, messages = self._history.answer(first, count, self._room)
+        if not packet:
+            counts["ahead"] += 1
+            return None
         self._all.left -= len(packet)
         self._each[requester].left -= len(packet)
         if not messages:
             counts["gone"] += 1
-            return Answer(packet, 0, False)
+            # In the group this would be a heartbeat with an old number.
+            return None if group_only else Answer(packet, 0, False)
         held = int.from_bytes(packet[10:18], "big")
         given.append(_Given(min(first, held), min(end, held + messages), now, requester, to_group))
         counts["repairs"] += 1

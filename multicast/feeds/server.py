@@ -126,9 +126,14 @@ class RepairServer(Subscriber):
             self._feed_history.append(self._feed_gathered_first, len(self._feed_gathered), packet)
             self._feed_gathered = []
 
+    def _feed_follow(self, session: bytes, number: int, count: int, addr: Address, now: float) -> bool:
+        """Begin the history with the session."""
+        followed = super()._feed_follow(session, number, count, addr, now)
+        if followed:
+            self._feed_history.session, self._feed_history.first = session, self._feed_window.next
+        return followed
+
     def _feed_serve(self) -> bool:
-        if self.session is not None and not self._feed_history.session:
-            self._feed_history.session = self.session
         self._feed_keep()
         return self._feed_answers.serve(self.poller.time(), None)
 

@@ -4,6 +4,7 @@ asked for.
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 from abc import abstractmethod
 from collections import OrderedDict, deque
@@ -102,6 +103,17 @@ def as_lines(lines: Line | Iterable[Line]) -> list[Group]:
     if not groups:
         raise ArgumentError("lines is empty; name the group of the feed, or several that carry the same")
     return groups
+
+
+def _server(server: tuple[str, int]) -> tuple[str, int]:
+    """Return the address of a repair server as answers have it. Raises `ArgumentError`."""
+    try:
+        host, port = server
+        address = ipaddress.ip_address(host)
+    except (TypeError, ValueError):
+        raise ArgumentError(f"repair is True, False or a list of (IP address, port); {server!r} is neither") from None
+    check_number("the port of a repair server", port, 1, 65535)
+    return str(address), port
 
 
 class Ear(MulticastListener):
@@ -214,10 +226,14 @@ class Subscriber:
         self.lines = tuple(groups)
         self._feed_start = start
         self._feed_wanted_session = None if session is None else session_bytes(session)
-        self._feed_servers: list[tuple[Any, ...]] = []
         self._feed_asks = bool(repair)
-        if not isinstance(repair, bool):
-            self._feed_servers = [(host, port) for host, port in repair]
+        self._feed_servers = [] if isinstance(repair, bool) else [_server(one) for one in repair]
+        hosts = [group.address for group in groups] + [host for host, _ in self._feed_servers]
+        if repair and len({":" in host for host in hosts}) > 1:
+            raise ArgumentError(
+                "the lines and the repair servers are of IPv4 and of IPv6, and one socket asks all of them; give"
+                " addresses of one family, or repair=False"
+            )
         self._feed_window_options: dict[str, Any] = {
             "patience": patience, "give_up": give_up if repair else patience, "limit": window, "ordered": ordered,
             "asks": self._feed_asks,
@@ -230,7 +246,8 @@ class Subscriber:
         self._feed_source: tuple[Any, ...] | None = None  # where the session comes from
         self._feed_ended = self._feed_end_told = False
         self._feed_next_server = 0
-        self._feed_servers_without: set[int] = set()
+        # The oldest message that each server has, of those servers that said so.
+        self._feed_oldest: dict[tuple[Any, ...], int] = {}
         self._feed_asked: OrderedDict[tuple[Any, ...], None] = OrderedDict()  # the servers that may answer
         self._feed_states = [_LineState() for _ in groups]
         self._feed_messages = self._feed_bytes = self._feed_requests = 0
@@ -272,9 +289,9 @@ class Subscriber:
     def handle_gap(self, first: int, count: int) -> None:
         """Called in the place of `count` messages from number `first` on that will not come any more; logs it.
 
-        `gap_cause` says why: ``unanswered`` (nobody answered for `give_up` seconds), ``history`` (those that have them
-        have them no more), ``window`` (more waited than there is room for), ``missing`` (without `repair`), ``session``
-        (another session has begun).
+        `gap_cause` says why: ``unanswered`` (no answer for `give_up` seconds), ``history`` (the publisher, or each of
+        the repair servers, has them no more), ``window`` (more waited than there is room for), ``missing`` (without
+        `repair`), ``session`` (another session has begun).
         """
         _log.warning("%r: %d messages from number %d on are lost: %s", self, count, first, self.gap_cause)
 
@@ -309,7 +326,7 @@ class Subscriber:
     def _feed_process(self, place: int, packets: Sequence[bytes], addresses: Sequence[Address]) -> None:
         """Take a batch of packets of a line; what a handler raises leaves the rest for the next time."""
         state = self._feed_states[place]
-        now = self._feed_heard_at = self.poller.time()
+        now = self.poller.time()
         handle, unpack = self.handle_message, HEADER.unpack_from
         self.line = place
         pairs = zip(packets, addresses, strict=True)
@@ -326,7 +343,7 @@ class Subscriber:
                     if self._feed_closed:
                         return
                     continue
-                self._feed_source = addr
+                self._feed_source, self._feed_heard_at = addr, now
                 state.packets += 1
                 window = self._feed_window
                 if count == 0 or count == END:
@@ -421,24 +438,18 @@ class Subscriber:
                 self._feed_other_sessions += 1
             elif count == 0:
                 # The server has nothing before this number.
-                if self._feed_all_without(server):
-                    self._feed_window.gone(number)
+                self._feed_oldest[server] = number
+                if len(self._feed_oldest) >= len(self._feed_servers):
+                    self._feed_window.gone(min(self._feed_oldest.values()) if self._feed_servers else number)
             elif count != END:
                 messages = split(data, count)
                 if messages is None:
                     self._feed_malformed += 1
                     continue
-                if len(self._feed_servers) <= 1:
+                if not self._feed_servers:  # another server may have missed what its publisher has
                     self._feed_window.skipped(number)
                 self._feed_put(number, messages, addr, None, now)
         self._feed_advance(now)
-
-    def _feed_all_without(self, server: tuple[Any, ...]) -> bool:
-        """Whether no server has what one of them has not."""
-        if len(self._feed_servers) <= 1:
-            return True
-        self._feed_servers_without.add(self._feed_servers.index(server) if server in self._feed_servers else -1)
-        return len(self._feed_servers_without) >= len(self._feed_servers)
 
     def _feed_follow(self, session: bytes, number: int, count: int, addr: Address, now: float) -> bool:
         """Return whether a packet of a session that was not followed until now is to be taken."""
@@ -480,7 +491,7 @@ class Subscriber:
         for state in self._feed_states:
             state.expected = 0
         self._feed_session, self._feed_ended, self._feed_end_told = session, False, False
-        self._feed_servers_without.clear()
+        self._feed_oldest.clear()
         self.handle_session(old, session)
         return not self._feed_closed
 
