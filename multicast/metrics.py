@@ -49,6 +49,12 @@ _HELP = {
     "rejected": "Sealed packets that did not open, by cause.",
     "refused": "Packets the kernel refused to send.",
     "full": "Times the queue of the interface was full.",
+    "repaired": "Messages that came after they had been asked for, or were sent again.",
+    "unrecoverable": "Messages that were told as lost.",
+    "requests": "Requests for messages that were sent, or read.",
+    "history": "Bytes of messages that are kept.",
+    "missing": "Messages that are missing now.",
+    "waiting": "Messages that wait for missing ones.",
     "superseded": "Packets that a newer one of the same source replaced before they were read.",
     "lost": "Numbers that did not arrive.",
     "duplicates": "Packets that arrived again.",
@@ -56,6 +62,9 @@ _HELP = {
     "restarts": "Times a source began its numbers anew.",
     "jitter": "Variation of the transit time in seconds (RFC 3550 section 6.4.1).",
 }
+
+# Fields that are a state, and no count.
+_STATES = frozenset({"history", "missing", "waiting"})
 
 _Labels = tuple[tuple[str, str], ...]
 #: Name without the prefix, whether it is a counter, labels.
@@ -73,7 +82,7 @@ def samples(value: object, name: str, labels: _Labels = ()) -> Iterator[tuple[_K
     if isinstance(value, bool):
         yield (name, False, labels), float(value)
     elif isinstance(value, int):
-        yield (name, True, labels), float(value)
+        yield (name, name.rpartition("_")[2] not in _STATES, labels), float(value)
     elif isinstance(value, float):
         if not math.isnan(value):
             yield (name, False, labels), value

@@ -749,6 +749,7 @@ def test_json_has_the_documented_keys_in_their_order() -> None:
     assert summary.pop("seconds") > 0
     assert list(summary.items()) == [
         ("v", 1), ("event", "summary"), ("packets", 2), ("bytes", 6), ("sources", 1), ("dropped", 0), ("filtered", 0),
+        ("lost", None),
     ]  # fmt: skip
 
 

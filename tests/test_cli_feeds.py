@@ -112,6 +112,15 @@ def test_nothing_came() -> None:
     assert "1 packet of something else" in err
 
 
+def test_listen_counts_what_is_lost_by_the_numbers() -> None:
+    with Running("listen", PLACE, "-i", "lo", "-c", "3", "--json").joined() as listening:
+        packets = [pack(b"NUMBERS   ", number, [b"x"]) for number in (1, 2, 6)]
+        sendto(packets, "239.77.14.1", 5014, 0)
+        _, out, err = listening.end()
+    assert events(out)[-1]["lost"] == 3
+    assert "3 lost by their numbers, kernel dropped 0" in err
+
+
 def test_doctor_names_the_line_that_loses() -> None:
     session = b"LINES     "
     with Running("doctor", PLACE, "--line", PLACE_B, "-i", "lo", "-w", "1", "--json") as doctor:

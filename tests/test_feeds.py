@@ -716,6 +716,30 @@ def test_a_stranger_does_not_take_over_the_session() -> None:
         publisher.close()
 
 
+def test_a_publisher_on_another_host_is_followed_when_the_first_is_silent() -> None:
+    with Network() as net:
+        board = Board()
+        first = feeds.Publisher(GROUP, PORT, session="ONE")
+        first.publish("message 1")
+        net.advance(0.5)
+        with net.host(2):
+            second = feeds.Publisher(GROUP, PORT, session="TWO")
+        second.publish("message 1")
+        net.advance(2)
+        assert board.told == texts(1), "the first is there"
+        first.close()
+        net.advance(6)
+        assert board.told == [*texts(1), (b"ONE       ", b"TWO       "), *texts(1)]
+        second.close()
+
+
+def test_a_subscriber_without_a_handler_is_refused() -> None:
+    classes: list[Any] = [feeds.Subscriber, feeds.Arbiter]
+    for cls in classes:
+        with pytest.raises(TypeError, match="abstract"):
+            cls(LINE)
+
+
 def test_a_named_session_is_the_only_one() -> None:
     with Network() as net:
         board = Board(session="TWO")

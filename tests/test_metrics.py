@@ -12,7 +12,9 @@ import pytest
 from helpers import Keeper
 
 import multicast
+from multicast import feeds
 from multicast.measure import FlowKey, Meters
+from multicast.testing import Network
 
 prometheus = pytest.importorskip("prometheus_client", reason="prometheus-client is not installed")
 parser = pytest.importorskip("prometheus_client.parser")
@@ -168,3 +170,23 @@ def test_packets_that_did_not_open_are_told_by_cause(poller: multicast.Poller) -
     causes = {labels["cause"]: value for labels, value in counted}
     assert causes.pop("not_sealed") == 1
     assert set(causes.values()) == {0}
+
+
+def test_feeds_count_by_line_and_by_cause_and_have_states() -> None:
+    class Board(feeds.Subscriber):
+        def handle_message(self, message: bytes, number: int, addr: multicast.Address) -> None:
+            pass
+
+    with Network() as net:
+        board = Board(["239.1.2.3:5000", "239.1.2.4:5000"])
+        publisher = feeds.Publisher("239.1.2.3", 5000)
+        publisher.publish("message")
+        net.advance(0.1)
+        found = {(name, dict(labels).get("line")): value for (name, labels), value in
+                 values(metrics.collector(board, publisher)).items()}
+        assert found["multicast_subscriber_messages_total", None] == 1
+        assert found["multicast_subscriber_lines_firsts_total", "0"] == 1
+        assert found["multicast_subscriber_lines_firsts_total", "1"] == 0
+        assert found["multicast_subscriber_missing", None] == 0
+        assert found["multicast_publisher_history", None] > 20
+        publisher.close()

@@ -11,6 +11,7 @@ import click
 
 from multicast.batch import Address
 from multicast.listeners import MulticastListener
+from multicast.measure import FlowKey, Meters, Numbering
 from multicast.poller import Poller
 from multicast.sockets import Group
 
@@ -51,6 +52,13 @@ class _Listening:
         self.sources: set[str] = set()
         self.began = time.monotonic()
         self._second, self._clock = 0, ""
+        self._meters = Meters()
+
+    @property
+    def lost(self) -> int | None:
+        """How many numbers did not come, of sources whose packets are numbered; None where none are."""
+        numbered = [flow for flow in self._meters if flow.numbering is not Numbering.NONE]
+        return sum(flow.lost for flow in numbered) if numbered else None
 
     @property
     def enough(self) -> bool:
@@ -64,6 +72,8 @@ class _Listening:
         self.bytes += len(packet)
         if len(self.sources) < _MOST_SOURCES:
             self.sources.add(addr.host)
+        key = FlowKey(addr.group or "", port, addr.host, addr.port, addr.interface or "")
+        self._meters.take(key, packet, (addr.timestamp or time.time_ns()) / 1e9)
         form = self._form
         if form == "raw":
             self._out.raw(packet)
@@ -207,6 +217,7 @@ def listen(
             seconds=round(seconds, 6),
             dropped=dropped,
             filtered=filtered,
+            lost=listening.lost,
             **counted(*printers),
         )
     unopened = not_opened(*printers)
@@ -241,6 +252,7 @@ def _summary(listening: _Listening, seconds: float, filtered: int, dropped: int)
     text = (
         f"{plural(listening.packets, 'packet')}, {plural(listening.bytes, 'byte')},"
         f" {plural(len(listening.sources), 'source')}, {seconds:.1f} s;"
+        + (f" {listening.lost} lost by their numbers," if listening.lost is not None else "")
         + (f" {plural(filtered, 'packet')} refused by the filter," if filtered else "")
         + f" kernel dropped {dropped}"
     )

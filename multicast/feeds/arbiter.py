@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, Self
@@ -12,6 +12,7 @@ from multicast.batch import Address
 from multicast.errors import ArgumentError, check_amount, check_number, check_seal
 from multicast.poller import Poller, Timer, _defaultPoller, report
 from multicast.sealed import Seal
+from multicast.sockets import Group
 
 from .subscriber import Ear, Line, LineStatistics, SubscriberStatistics, _LineState, as_lines
 from .window import Lost, Window
@@ -77,7 +78,7 @@ class _Stream:
         self.latest = latest
 
 
-class Arbiter:
+class Arbiter(ABC):
     """Merges the lines of a numbered feed: each packet once, in order, and gaps told; subclasses have `handle_message`.
 
     `lines` are as for `Subscriber`. `number` says where the number of a packet is: `RTP`; `field`; a `Numbering`; or a
@@ -154,6 +155,11 @@ class Arbiter:
 
         `number` is the one in the packet.
         """
+
+    @property
+    def group(self) -> Group:
+        """The group of the first line."""
+        return self.lines[0]
 
     def handle_gap(self, first: int, count: int) -> None:
         """Called in the place of `count` packets from number `first` on that came by no line; logs it."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Self
@@ -136,7 +136,7 @@ class _Desk(DatagramListener):
     def __init__(self, owner: Subscriber, ip: str, seal: Seal | None, poller: Poller) -> None:
         self._owner = owner
         self._sealer = None if seal is None else seal.sealer()
-        super().__init__(None, ip, 0, 65535, seal=seal, rcvbuf=1 << 20, poller=poller)
+        super().__init__(None, ip, 0, 65535, seal=seal, poller=poller)
 
     def ask(self, request: bytes, server: tuple[Any, ...]) -> None:
         """Send a request; one that cannot be sent is as good as lost, and comes again."""
@@ -172,7 +172,7 @@ class _LineState:
         self.expected = max(self.expected, following)
 
 
-class Subscriber:
+class Subscriber(ABC):
     """Receives the messages of a MoldUDP64 feed in order, each once; subclasses implement `handle_message`.
 
     `lines` is one group, or several that carry the same feed; each is text as `Group.parse` reads it (with its
@@ -295,10 +295,10 @@ class Subscriber:
         """
         _log.warning("%r: %d messages from number %d on are lost: %s", self, count, first, self.gap_cause)
 
-    def handle_session(self, old: bytes, new: bytes) -> None:
+    def handle_session(self, old: bytes, new: bytes) -> None:  # noqa: B027 -- subclasses may leave it out
         """Called when another session began; its messages are numbered from 1 anew."""
 
-    def handle_end(self) -> None:
+    def handle_end(self) -> None:  # noqa: B027 -- subclasses may leave it out
         """Called when the session is complete: its end was told, and all its messages were handed on or are lost."""
 
     #: Why the messages told to `handle_gap` will not come.
@@ -312,6 +312,11 @@ class Subscriber:
     def session(self) -> bytes | None:
         """The session that is followed, 10 bytes; None before the first packet."""
         return self._feed_session
+
+    @property
+    def group(self) -> Group:
+        """The group of the first line."""
+        return self.lines[0]
 
     @property
     def next(self) -> int:
