@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import socket
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -956,6 +957,30 @@ def test_a_message_that_fits_in_no_packet(poller: Poller) -> None:
 
 
 # -- real sockets ------------------------------------------------------------------------------------------------------
+
+
+def test_requesters_that_are_gone_do_not_disturb_the_feed(poller: Poller) -> None:
+    publisher = feeds.Publisher(GROUP, PORT, 0, session="S", linger=0.0, poller=poller)
+    board = Board(interface="lo", repair=False, poller=poller)
+    publisher.publish("message 1")
+    while len(board.told) < 1:
+        poller.poll(1)
+    address = publisher.address
+    assert address is not None
+    for number in range(2, 50):
+        # The answers cause ICMP port unreachable, which on one host is there when the call that sends returns.
+        for _ in range(2):
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as requester:
+                requester.sendto(HEADER.pack(b"S".ljust(10), 1, 1), ("127.0.0.1", address[1]))
+        while publisher.statistics().requests < 2 * (number - 1):
+            poller.poll(1)
+        publisher.publish(f"message {number}")
+        while len(board.told) < number:
+            poller.poll(1)
+    assert board.told == texts(49)
+    counted = publisher.statistics()
+    assert counted.refused == 0
+    assert (counted.repairs, counted.unanswered["failed"]) == (96, 0)
 
 
 def test_over_real_sockets_with_a_seal(poller: Poller) -> None:

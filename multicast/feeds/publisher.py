@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import math
 import random
@@ -164,7 +165,14 @@ class Desk:
 
     def _send(self, packet: bytes, to: tuple[Any, ...]) -> None:
         try:
-            self._socket.sendto(packet, to)
+            try:
+                self._socket.sendto(packet, to)
+            except OSError as error:
+                if error.errno in (errno.EAGAIN, errno.ENOBUFS):
+                    raise
+                # It may be the error of an earlier answer; this one was not sent.
+                batch.drain_errors(self._reader.socket)
+                self._socket.sendto(packet, to)
         except OSError:
             self.failed += 1  # it is asked for again
 
@@ -397,6 +405,17 @@ class Publisher(Multicaster):
                 return
             self._NOTHING = min(_END_EVERY, self._feed_heartbeat)
             yield None
+
+    def _hand_over(self, taken: list[bytes]) -> int:
+        try:
+            return super()._hand_over(taken)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.ENOBUFS):
+                raise
+            # It may be the error of an answer that could not be delivered: the requester has closed its socket, or its
+            # host is gone. Such an error is reported by the next send, whatever that sends, and then is over.
+            batch.drain_errors(self._socket_writer.socket)
+            return super()._hand_over(taken)
 
     # -- requests --------------------------------------------------------------------------------------------------
 

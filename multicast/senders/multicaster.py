@@ -251,7 +251,7 @@ class Multicaster(Dispatcher):
         """Send what was taken; return whether all of it went."""
         taken = self._taken_packets
         try:
-            count = batch.send(self._socket_writer, taken)
+            count = self._hand_over(taken)
         except BlockingIOError:
             return False
         except OSError as error:
@@ -269,6 +269,10 @@ class Multicaster(Dispatcher):
         self._bytes_sent += sum(map(len, taken[:count]))
         del taken[:count]
         return not taken
+
+    def _hand_over(self, taken: list[bytes]) -> int:
+        """Send packets; return how many the kernel took."""
+        return batch.send(self._socket_writer, taken)
 
     def _wait_for_network(self, error: OSError) -> bool:
         """Rest, and report the error unless it is the one that was reported last; always False."""
