@@ -318,6 +318,35 @@ def test_what_is_on_its_way_is_not_asked_for_again_and_what_is_not_is() -> None:
     assert 12 <= now < 12.1
 
 
+def test_answers_that_come_twice_are_waited_for_longer_but_not_long() -> None:
+    one = window()
+    number, now = 2, 0.0
+
+    def gap() -> float:
+        """Make a gap, ask for it, and return how long the answer is waited for."""
+        nonlocal number, now
+        now += 1.0
+        one.add(number, messages(number, 1), now)
+        assert one.due(now, 10) == [(number - 1, 1)]
+        return one.next_due() - now
+
+    def answer(times: int) -> None:
+        nonlocal number
+        for _ in range(times):
+            one.add(number - 1, messages(number - 1, 1), now + 0.001, repair=True)
+        numbers(one)
+        number += 2
+
+    waits = []
+    for times in [1] * 30 + [2] * 40 + [1] * 200:
+        waits.append(gap())
+        answer(times)
+    # An answer took 1 ms, each time.
+    assert waits[29] == pytest.approx(0.001, rel=0.05)
+    assert waits[69] == pytest.approx(0.02)
+    assert waits[-1] == pytest.approx(0.001, rel=0.05)
+
+
 def test_what_nobody_has_is_told_in_its_place() -> None:
     one = window(give_up=1.0)
     one.add(1, messages(1, 2), 0.0)

@@ -21,6 +21,9 @@ _SPREAD = 0.0005
 _MOST_OTHERS = 16.0
 # What is waited for an answer before any round trip was measured, and at the least, in seconds.
 _FIRST_WAIT, _LEAST_WAIT = 0.1, 0.001
+# What is waited for the first answer at the most where answers take longer than measured: so many times as long, and so
+# many seconds. A window that fills in a fifth of a second has time for several attempts.
+_MOST_STRETCH, _LATEST = 32.0, 0.02
 # So many attempts fit into `give_up`: at 30 % loss both ways one of 10^8 messages needs more.
 _ATTEMPTS = 30
 # How many requests may wait for their answers.
@@ -99,6 +102,7 @@ class Window:
         self.given_up_lately: deque[Lost] = deque(maxlen=64)
         self._others = 1.0
         self._round_trip = self._variation = -1.0
+        self._stretch = 1.0  # by how much longer than measured an answer takes
         #: How many numbers came that were asked for, and what was told as lost.
         self.repaired = self.unrecoverable = 0
         #: The sum and the greatest of the times from noticing a gap to its repair, in seconds.
@@ -159,6 +163,10 @@ class Window:
             new += 1
         if new and self._gaps:
             self._close(first, end, now, repair)
+        elif repair and not new:
+            # It was asked for again while the first answer was on its way, so answers take longer than measured: those
+            # that come late are not measured, as it is not known which request they answer.
+            self._stretch = min(_MOST_STRETCH, 1.2 * self._stretch)
         self._bound()
         self.clear = self.next == self.known
         return new
@@ -236,6 +244,7 @@ class Window:
                 self._others = min(_MOST_OTHERS, 2 * self._others)
             return
         self._others = max(1.0, 0.9 * self._others)
+        self._stretch = max(1.0, 0.98 * self._stretch)
         if gap.asked == 1:  # with more it is not known which was answered (Karn's rule)
             took = now - gap.asked_at
             if self._round_trip < 0:
@@ -351,7 +360,8 @@ class Window:
                 self._firsts.insert(place, rest.first)
             wait = self._wait
             most = max(wait, min(4 * wait, self._give_up / _ATTEMPTS))
-            gap.due = now + min(wait * 2**gap.asked, most)
+            first = max(wait, min(self._stretch * wait, _LATEST))
+            gap.due = now + (min(wait * 2**gap.asked, most) if gap.asked else first)
             gap.asked += 1
             gap.asked_at = now
             wanted.append((gap.first, gap.end - gap.first))
