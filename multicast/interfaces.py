@@ -39,6 +39,8 @@ class Interface(NamedTuple):
     loopback: bool = False
     #: The largest packet it carries, in bytes.
     mtu: int = 0
+    #: Whether it belongs to a bridge, a bond or a team, which takes what arrives by it.
+    enslaved: bool = False
 
     @property
     def ipv4(self) -> str | None:
@@ -63,6 +65,7 @@ def interfaces() -> list[Interface]:
         states = psutil.net_if_stats()
     except OSError as error:
         raise advise(error, "open") from None
+    slaves = _slaves()
     found = []
     for name, stats in states.items():
         try:
@@ -86,18 +89,76 @@ def interfaces() -> list[Interface]:
                 multicast="multicast" in flags,
                 loopback="loopback" in flags,
                 mtu=stats.mtu,
+                enslaved=index in slaves,
             )
         )
     return sorted(found, key=lambda interface: interface.index)
 
 
 def usable(present: Iterable[Interface] | None = None) -> list[Interface]:
-    """Return the interfaces that are up and can do multicast, and ``lo``."""
+    """Return the interfaces that are up and can do multicast, and ``lo``.
+
+    Those that belong to a bridge, a bond or a team are left out: what arrives by them arrives at their master.
+    """
     return [
         interface
         for interface in (interfaces() if present is None else present)
-        if interface.up and (interface.multicast or interface.loopback)
+        if interface.up and (interface.multicast or interface.loopback) and not interface.enslaved
     ]
+
+
+# rtnetlink(7): a request for all links, and the attributes that tell of a master and of what kind it is
+# (linux/if_link.h).
+_RTM_NEWLINK, _RTM_GETLINK, _NLM_F_DUMP, _NLMSG_DONE, _NLMSG_ERROR = 16, 18, 0x300, 3, 2
+_IFLA_MASTER, _IFLA_LINKINFO, _IFLA_INFO_SLAVE_KIND = 10, 18, 4
+_IFINFOMSG = struct.Struct("=BxHiII")
+# Members of a VRF have a master as well, and receive their packets themselves.
+_TAKING = frozenset({b"bridge", b"bond", b"team", b"ovs-system"})
+
+
+def _attributes(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Yield type, begin and end of each attribute."""
+    while at + 4 <= end:
+        size, kind = _ATTRIBUTE.unpack_from(data, at)
+        if size < 4:
+            return
+        yield kind & 0x3FFF, at + 4, min(at + size, end)
+        at += (size + 3) & ~3
+
+
+def _slaves() -> set[int]:
+    """Return the numbers of the interfaces that belong to a bridge, a bond or a team; none where that is not told."""
+    found: set[int] = set()
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as kernel:
+            body = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
+            kernel.send(_HEADER.pack(_HEADER.size + len(body), _RTM_GETLINK, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0) + body)
+            while True:
+                data = kernel.recv(1 << 18)
+                at = 0
+                while at + _HEADER.size <= len(data):
+                    length, kind, *_ = _HEADER.unpack_from(data, at)
+                    if kind in (_NLMSG_DONE, _NLMSG_ERROR) or length < _HEADER.size:
+                        return found
+                    # The attribute that tells of a master is short, and most links have none.
+                    _look_at_link(data, at + _HEADER.size, at + length, found)
+                    at += (length + 3) & ~3
+    except OSError:
+        return found
+
+
+def _look_at_link(data: bytes, at: int, end: int, found: set[int]) -> None:
+    index = _IFINFOMSG.unpack_from(data, at)[2]
+    master, slave_kind = False, b""
+    for kind, begin, stop in _attributes(data, at + _IFINFOMSG.size, end):
+        if kind == _IFLA_MASTER:
+            master = True
+        elif kind == _IFLA_LINKINFO:
+            for inner, first, last in _attributes(data, begin, stop):
+                if inner == _IFLA_INFO_SLAVE_KIND:
+                    slave_kind = data[first:last].rstrip(b"\0")
+    if master and slave_kind in _TAKING:
+        found.add(index)
 
 
 # The kernel gives the loopback interface of each network namespace this number (include/net/flow.h).

@@ -79,7 +79,7 @@ class Line:
             probe.bind(("", 0))
             self.group = Group(ip, probe.getsockname()[1])
         bursts = offload and takes_bursts()
-        self.receiver, _ = open_receiver(
+        self.receiver, _, _ = open_receiver(
             self.group, receiving(self.group, "lo"), details=details, bursts=bursts, rcvbuf=4_000_000
         )
         self.sender, self.sockaddr = open_sender(self.group, 0, source_ip="::1" if ":" in ip else "127.0.0.1")

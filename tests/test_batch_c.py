@@ -69,7 +69,7 @@ def receiver(group: str = GROUP, port: int = 5000, **options: Any) -> socket.soc
     """A joined socket, with room for all that a test sends."""
     found = multicast.Group.of(group, port)
     options = {"details": False, "bursts": False} | options
-    opened, _ = sockets.open_receiver(found, sockets.receiving(found, "lo"), rcvbuf=8 << 20, **options)
+    opened, _, _ = sockets.open_receiver(found, sockets.receiving(found, "lo"), rcvbuf=8 << 20, **options)
     return opened
 
 

@@ -84,7 +84,7 @@ class Scene:
         """Open a program's socket on a host that has joined a group."""
         group = Group.parse(target)
         with host.inside():
-            opened, _ = sockets.open_receiver(group, sockets.receiving(group, interface), **options)
+            opened, _, _ = sockets.open_receiver(group, sockets.receiving(group, interface), **options)
         self._stack.enter_context(opened)
         return opened
 

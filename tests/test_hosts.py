@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import select
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import netns
@@ -14,7 +15,7 @@ import pytest
 from helpers import PATIENCE, Clock, Keeper, Script, joined, settle, sources, turns
 
 import multicast
-from multicast import Poller
+from multicast import Poller, interfaces, sendto
 
 pytestmark = pytest.mark.needs_namespaces
 
@@ -605,3 +606,84 @@ def test_no_way_to_an_ipv6_group_is_told_with_advice(lab: netns.Lab) -> None:
     with pytest.raises(OSError, match="unreachable") as refused:
         send(host, "x", V6)
     assert "ff00::/8" in refused.value.__notes__[0]
+
+
+# -- crowded hosts ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def crowd(lab: netns.Lab) -> tuple[netns.Host, netns.Host]:
+    """A host with more interfaces than a socket takes memberships, and one at the other ends."""
+    crowded, other = lab.host("crowded"), lab.host("other")
+    for number in range(4):
+        lab.link(crowded, f"v{number}", other, f"w{number}", net=number)
+    crowded.sysctl("ipv4.igmp_max_memberships", 2)
+    return crowded, other
+
+
+def send_by_each(other: netns.Host, port: int, group: str = "239.1.1.1", devices: Iterable[str] = ()) -> None:
+    with other.inside():
+        for device in devices or [f"w{number}" for number in range(4)]:
+            sendto(device, group, port, interface=device)
+
+
+def test_a_listener_hears_its_group_on_all_interfaces_whatever_a_socket_takes(
+    crowd: tuple[netns.Host, netns.Host], poller: Poller, free_port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    crowded, other = crowd
+    with crowded.inside(), caplog.at_level(logging.WARNING, "multicast"):
+        keeper = Keeper(ip="239.1.1.1", port=free_port, details=True, poller=poller)
+        stranger = Keeper(ip="239.1.1.2", port=free_port, interface="v0", poller=poller)
+        named = Keeper(ip="239.1.1.1", port=free_port, interface="v3", poller=poller)
+    assert len(keeper.interfaces) == 5
+    assert not caplog.records
+    send_by_each(other, free_port)
+    send_by_each(other, free_port, "239.1.1.2", ["w0", "w1"])
+    settle(poller, lambda: len(keeper.packets) == 4 and stranger.packets and named.packets)
+    turns(poller)
+    heard = sorted((packet.decode(), addr.interface) for packet, addr in zip(keeper.packets, keeper.addrs, strict=True))
+    assert heard == [(f"w{number}", f"v{number}") for number in range(4)]
+    assert stranger.packets == [b"w0"], "other groups and interfaces stay away"
+    assert named.packets == [b"w3"]
+    for one in (keeper, stranger, named):
+        one.close()
+    with crowded.inside():
+        assert not [one for one in interfaces.memberships() if one.group.startswith("239.1.1.")]
+
+
+def test_a_crowded_listener_follows_interfaces_that_come_and_go(
+    lab: netns.Lab, crowd: tuple[netns.Host, netns.Host], poller: Poller, free_port: int
+) -> None:
+    crowded, other = crowd
+    with crowded.inside(), Keeper(ip="239.1.1.1", port=free_port, poller=poller) as keeper:
+        held = len(keeper._memberships)
+        crowded.ip("link del v3", "link del v2")
+        settle(poller, lambda: {one.name for one in keeper.interfaces} == {"lo", "v0", "v1"})
+        assert len(keeper._memberships) < held
+        lab.link(crowded, "v2", other, "w2", net=2)
+        lab.link(crowded, "v3", other, "w3", net=3)
+        settle(poller, lambda: len(keeper.interfaces) == 5)
+        keeper.rejoin()
+        assert len(keeper.interfaces) == 5
+        assert len(keeper._memberships) <= held
+        send_by_each(other, free_port)
+        settle(poller, lambda: len(keeper.packets) == 4)
+    assert sorted(keeper.packets) == [b"w0", b"w1", b"w2", b"w3"]
+
+
+def test_members_of_a_bridge_are_not_joined_and_those_of_a_vrf_are(lab: netns.Lab, poller: Poller) -> None:
+    alice, bob = lab.host("alice"), lab.host("bob")
+    for number in range(3):
+        lab.link(alice, f"v{number}", bob, f"w{number}", net=number)
+    alice.ip("link add br0 type bridge", "link set v0 master br0", "link set br0 up")
+    with suppress(Exception):  # a kernel without them
+        alice.ip("link add red type vrf table 10", "link set v1 master red", "link set red up")
+    with alice.inside():
+        slaves = {one.name for one in interfaces.interfaces() if one.enslaved}
+        assert slaves == {"v0"}
+        with Keeper(ip="239.1.1.1", port=5000, poller=poller) as keeper:
+            names = {one.name for one in keeper.interfaces}
+            assert "v0" not in names
+            assert names >= {"lo", "v1", "v2", "br0"}
+        with Keeper(ip="239.1.1.1", port=5000, interface="v0", poller=poller) as keeper:
+            assert [one.name for one in keeper.interfaces] == ["v0"], "unless it is named"

@@ -43,7 +43,7 @@ class Ear:
 
     def __init__(self, port: int, ip: str = "224.0.42.42") -> None:
         group = Group(ip, port)
-        self.socket, _ = open_receiver(group, receiving(group, "lo"))
+        self.socket, _, _ = open_receiver(group, receiving(group, "lo"))
         self.addrs: list[Any] = []
 
     def heard(self) -> list[bytes]:

@@ -41,12 +41,12 @@ _DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def new_session() -> bytes:
-    """Return a session that no other has: the time in seconds, in base 36, and four random characters."""
-    seconds, text = int(time.time()), ""
-    for _ in range(6):
-        seconds, digit = divmod(seconds, 36)
+    """Return a session that no other has: the time in minutes, in base 36, and five random characters."""
+    minutes, text = int(time.time()) // 60, ""
+    for _ in range(5):
+        minutes, digit = divmod(minutes, 36)
         text = _DIGITS[digit] + text
-    return (text + "".join(random.SystemRandom().choice(_DIGITS) for _ in range(4))).encode()
+    return (text + "".join(random.SystemRandom().choice(_DIGITS) for _ in range(5))).encode()
 
 
 class PublisherStatistics(NamedTuple):

@@ -24,8 +24,7 @@ from multicast.sockets import (
     WhichInterfaces,
     confine,
     crosses_interfaces,
-    join_on,
-    leave,
+    join_each,
     named,
     open_receiver,
     receiving,
@@ -189,11 +188,12 @@ class MulticastListener(DatagramListener):
             details=details,
             optional=not self._asked_interfaces,
         )
-        opened, joined = self._with_program(functools.partial(self._open_joined, chosen))
+        opened, self._memberships, joined = self._with_program(functools.partial(self._open_joined, chosen))
         #: The interfaces the group is joined on.
         self.interfaces: tuple[Interface, ...] = tuple(joined)
         self._take_over(opened, mtu, self.group.address, self._only_interface, details, poller)
 
+    _memberships: Any = None
     _silence: float | None = None
     _silence_timer: Timer | None = None
     _heard_before, _silent_for = 0, 0.0
@@ -210,7 +210,7 @@ class MulticastListener(DatagramListener):
         if self.socket is None:
             return
         for interface in self.interfaces:
-            leave(self.socket, self.group, interface.index)
+            self._memberships.leave(interface.index)
         self.interfaces = tuple(self._join_fresh(self.interfaces))
 
     def _look_for_silence(self) -> None:
@@ -275,7 +275,7 @@ class MulticastListener(DatagramListener):
         before = {interface.index for interface in kept}
         fresh = [one for one in wanted if one.index not in before or (one.name, self.group.address) not in known]
         for interface in (*gone, *fresh):
-            leave(self.socket, self.group, interface.index)
+            self._memberships.leave(interface.index)
         joined = self._join_fresh(fresh)
         if gone or joined:
             still = [interface for interface in kept if interface.index not in {one.index for one in joined}]
@@ -323,13 +323,12 @@ class MulticastListener(DatagramListener):
             return []
         if self.group.needs_interface:
             return self._reopen_joined(fresh)
-        joined = []
-        for interface in fresh:
-            try:
-                join_on(self.socket, self.group, interface, self._excluded_sources)
-                joined.append(interface)
-            except OSError as error:
-                _log.warning("%s is not joined on %s: %s", self.group, interface.name, error)
+        try:
+            joined = join_each(self._memberships, self.group, fresh, optional=True)
+        except OSError as error:
+            names = ", ".join(interface.name for interface in fresh[:5])
+            _log.warning("%s is not joined on %s: %s", self.group.address, names, error)
+            joined = []
         if self._asked_interfaces:
             confine(self.socket, self.group, [*self.interfaces, *joined], self._kernel_program)
         return joined
@@ -342,7 +341,7 @@ class MulticastListener(DatagramListener):
         """Take a new socket: one for a link-local group is bound to its interface, and does not outlive it."""
         assert self.socket is not None  # noqa: S101 -- the caller has looked
         try:
-            opened, joined = self._with_program(functools.partial(self._open_joined, fresh))
+            opened, memberships, joined = self._with_program(functools.partial(self._open_joined, fresh))
         except OSError as error:
             _log.warning("%s is not joined on %s: %s", self.group, fresh[0].name, error)
             return []
@@ -350,7 +349,8 @@ class MulticastListener(DatagramListener):
         poller = self.poller
         poller.unregister(self)
         self.socket.close()
-        self.socket = opened
+        self._memberships.close()
+        self.socket, self._memberships = opened, memberships
         self._count_from(opened)
         poller.register(self, self._flags)
         return joined
@@ -361,8 +361,20 @@ class MulticastListener(DatagramListener):
 
     def _leave(self, socket: socket.socket) -> None:
         for interface in self.interfaces:
-            leave(socket, self.group, interface.index)
+            self._memberships.leave(interface.index)
         super()._leave(socket)
+
+    def close(self) -> None:
+        """Leave the groups, unregister, and close the sockets; nothing is delivered from then on. Idempotent."""
+        try:
+            super().close()
+        finally:
+            if self._memberships is not None:
+                self._memberships.close()
+
+    def _abandon(self) -> None:
+        super()._abandon()
+        self._memberships.close()
 
 
 class _Vigil(Watch):
@@ -370,6 +382,8 @@ class _Vigil(Watch):
 
     # Changes come in flocks. It looks when there were none for a moment, and not much later if they do not end.
     _MOMENT, _PATIENCE = 0.2, 1.0
+    # On a host with hundreds of interfaces a look takes some ten milliseconds: it takes at most this share of the time.
+    _SHARE = 0.01
 
     def __init__(self, poller: Poller) -> None:
         super().__init__(self._changed_something)
@@ -378,6 +392,7 @@ class _Vigil(Watch):
         self._poller = poller
         self._timer: Timer | None = None
         self._since: float | None = None
+        self._not_before = -math.inf
         poller.add_helper(self)
 
     def _changed_something(self) -> None:
@@ -385,14 +400,17 @@ class _Vigil(Watch):
         self._since = now if self._since is None else self._since
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._poller.call_at(min(now + self._MOMENT, self._since + self._PATIENCE), self._look)
+        due = max(min(now + self._MOMENT, self._since + self._PATIENCE), self._not_before)
+        self._timer = self._poller.call_at(due, self._look)
 
     def _look(self) -> None:
         self._since = None
+        began = monotonic()
         present = interfaces()
         known = {(membership.interface, membership.group) for membership in memberships()}
         for listener in list(self.listeners.values()):
             listener._follow_interfaces(present, known)
+        self._not_before = self._poller.time() + (monotonic() - began) / self._SHARE
 
     def close(self) -> None:
         if self._timer is not None:

@@ -11,6 +11,8 @@ Facts about Linux that decide what is set, and in which order (ip(7), ipv6(7), s
 * But sockets that are bound with SO_REUSEPORT to one group form a set, and where a packet is for one of them alone, by
   its interface or its source, newer kernels give it to *any* of the set (IPv4, seen on Linux 6.18). So that option is
   set only when the socket is bound, which lets others in and joins no set.
+* A socket takes 20 memberships (net.ipv4.igmp_max_memberships). On a host with more interfaces further sockets hold the
+  rest, and the receiver gets what any socket of the host has joined for its group: on all interfaces that is the same.
 * Joins go by interface index, through requests that are the same for both families (RFC 3678). Addresses change,
   an index stays as long as the interface does.
 * TTL 0 does not keep a packet on the host: with no local member on the outgoing interface it goes on the wire. So a
@@ -30,7 +32,6 @@ from .datagrams import (
     join_on,
     leave,
     not_sent,
-    open_receiver,
     open_sender,
     open_unicast,
     open_wire,
@@ -42,6 +43,7 @@ from .datagrams import (
     takes_bursts,
 )
 from .groups import DEFAULT_IP, DEFAULT_PORT, NAMES, Endpoint, Group, Scope, check_port, check_ttl
+from .memberships import Memberships, join_each, open_receiver
 from .streams import open_acceptor, open_stream, prepare_stream
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "NAMES",
     "Endpoint",
     "Group",
+    "Memberships",
     "Scope",
     "Way",
     "WhichInterface",
@@ -60,6 +63,7 @@ __all__ = [
     "crosses_interfaces",
     "drops",
     "join",
+    "join_each",
     "join_on",
     "leave",
     "named",

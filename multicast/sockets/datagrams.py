@@ -70,7 +70,7 @@ def bind(opened: socket.socket, sockaddr: tuple[Any, ...], operation: str = "bin
         raise advise(error, operation, address=sockaddr[0], port=sockaddr[1], interfaces=listing()) from None
 
 
-def _bind_shared(opened: socket.socket, sockaddr: tuple[Any, ...]) -> None:
+def bind_shared(opened: socket.socket, sockaddr: tuple[Any, ...]) -> None:
     """Bind to a group, and share it with every program that shares it in either way."""
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -156,62 +156,6 @@ def _set_interface(opened: socket.socket, table: Family, way: Way) -> None:
         raise advise(error, "send", interfaces=listing()) from None
 
 
-def open_receiver(
-    group: Group,
-    chosen: Sequence[Interface],
-    *,
-    exclude: Iterable[str] = (),
-    rcvbuf: int | None = None,
-    details: bool = False,
-    optional: bool = False,
-    program: Program = (),
-    bursts: bool = False,
-) -> tuple[socket.socket, list[Interface]]:
-    """Open a non-blocking socket that receives `group` on the interfaces `chosen`; return it with those joined.
-
-    With sources in `group` the joins are source-specific; packets from `exclude` are refused otherwise. `rcvbuf` is
-    the size of the receive buffer wanted, in bytes. With `details` the kernel adds arrival interface, TTL and time
-    to each packet. With `optional` it is enough that one interface can be joined; the others are logged. `program`
-    and `bursts` are for `set_up_receiver`.
-
-    Raises `GroupError` and `OSError` with advice; nothing stays open then.
-    """
-    excluded = group.check_sources(exclude, "exclude")
-    if excluded and group.sources:
-        raise GroupError("sources and exclude cannot be combined: with sources, everybody else is excluded already")
-    if group.is_source_specific and not group.sources:
-        _log.warning(
-            "%s is in the source-specific range and joined without sources: routers will not forward it (RFC 4607);"
-            " give the sender's address with sources=",
-            group.address,
-        )
-    table = group.table
-    opened = open_socket(table)
-    try:
-        opened.setsockopt(table.level, table.all, 0)
-        if not optional:
-            program = only_from(group, chosen, program)
-        set_up_receiver(opened, rcvbuf, details, program, bursts)
-        _bind_shared(opened, group.sockaddr(chosen[0].index))
-        joined = []
-        refused: OSError | None = None
-        for interface in chosen:
-            try:
-                join_on(opened, group, interface, excluded)
-                joined.append(interface)
-            except OSError as error:
-                if not optional:
-                    raise
-                refused = error
-                _log.warning("%s is not joined on %s: %s", group.address, interface.name, error)
-        if refused is not None and not joined:
-            raise refused
-    except BaseException:
-        opened.close()
-        raise
-    return opened, joined
-
-
 def open_unicast(
     ip: str,
     port: int,
@@ -250,7 +194,7 @@ def open_unicast(
             opened.setsockopt(table.level, table.hops, hops)
         set_up_receiver(opened, rcvbuf, details, program, bursts)
         sockaddr = (plain(address), port) if table is IPV4 else (plain(address), port, 0, scope)
-        (_bind_shared if shared else bind)(opened, sockaddr)
+        (bind_shared if shared else bind)(opened, sockaddr)
     except BaseException:
         opened.close()
         raise
@@ -331,7 +275,9 @@ def _request(opened: socket.socket, option: int, group: Group, index: int, sourc
     try:
         opened.setsockopt(table.level, option, value)
     except OSError as error:
-        raise advise(error, "join", group=group.address, family=table.name, interfaces=listing()) from None
+        # To list the interfaces of a crowded host takes a thousand times as long as the call.
+        present = listing() if error.errno == errno.ENODEV else ""
+        raise advise(error, "join", group=group.address, family=table.name, interfaces=present) from None
 
 
 def _storage(address: str) -> bytes:
