@@ -906,6 +906,15 @@ def test_without_order_messages_come_at_once_and_each_once() -> None:
         assert board.told != texts(3000)
 
 
+def test_a_late_joiner_gets_each_message_once_without_order_and_room() -> None:
+    with Network(seed=4, delay=0.0002) as net:
+        Feed(feed(1000), GROUP, PORT, rate=2e6, fill=100)
+        net.advance(0.03)
+        board = Board(ordered=False, start="first", window=50, patience=0.0)
+        net.advance(30)
+        assert sorted(board.told) == texts(1000)
+
+
 def test_a_handler_that_raises_loses_nothing() -> None:
     class Fragile(Board):
         def handle_message(self, message: bytes, number: int, addr: multicast.Address) -> object:
@@ -1128,6 +1137,24 @@ def test_two_lines_of_rtp_become_one_stream_and_numbers_go_round() -> None:
         counted = merged.statistics()
         assert counted.unrecoverable == len(missing)
         assert all(line.packets == len(set(present) | {0}) for line, present in zip(counted.lines, kept, strict=True))
+
+
+def test_a_line_that_is_behind_does_not_begin_a_stream_anew() -> None:
+    with Network() as net:
+        merged = Merged([LINE, LINE_B], feeds.field(0, 4))
+        old = [number.to_bytes(4, "big") for number in range(50000, 50010)]
+        new = [number.to_bytes(4, "big") for number in range(10)]
+        sendto(old, GROUP, PORT)
+        net.advance(0.001)
+        for ahead, behind in zip(new, old, strict=True):
+            sendto(ahead, GROUP, PORT)
+            net.advance(0.001)
+            sendto(behind, "239.77.12.2", PORT)
+            net.advance(0.001)
+        sendto(new, "239.77.12.2", PORT)
+        net.advance(0.1)
+        assert [number for _, number in merged.told] == [*range(50000, 50010), *range(10)]
+        assert [line.duplicates for line in merged.statistics().lines] == [0, 20]
 
 
 def test_two_sources_of_rtp_are_two_streams() -> None:

@@ -23,6 +23,8 @@ _log = logging.getLogger("multicast")
 
 # A jump of more than this, or of half the numbers where there are fewer, begins the stream anew.
 _JUMP = 1 << 14
+# For so long after that, packets of before are those of a line that is behind, in seconds.
+_ANEW = 1.0
 # How many streams are told apart.
 _MOST_STREAMS = 1024
 
@@ -69,13 +71,17 @@ RTP = Numbering(_read_rtp, 16)
 class _Stream:
     """One stream: its window, and its numbers made to go on."""
 
-    __slots__ = ("highest", "latest", "states", "window")
+    __slots__ = ("before", "by", "highest", "latest", "since", "states", "window")
 
     def __init__(self, window: Window, lines: int, latest: float) -> None:
         self.window = window
         self.highest = 0  # the highest number, of those that go on
         self.states = [0] * lines
         self.latest = latest
+        # The highest number before the stream began anew, as it is in packets; when that was, and by which line.
+        self.before: int | None = None
+        self.since = latest
+        self.by: int | None = None
 
 
 class Arbiter(ABC):
@@ -218,6 +224,16 @@ class Arbiter(ABC):
             if step >= half:
                 step -= mask + 1
             if not -jump < step < jump:
+                if (
+                    stream.before is not None
+                    and place != stream.by
+                    and now - stream.since < _ANEW
+                    and (stream.before - number) & mask < jump
+                ):
+                    # Another line has not come to the new beginning yet.
+                    state.duplicates += 1
+                    continue
+                before = stream.highest & mask
                 stream.window.end()
                 self._feed_drain(name, stream)
                 if self._feed_closed:
@@ -225,6 +241,7 @@ class Arbiter(ABC):
                 self._feed_restarts += 1
                 self._feed_unrecoverable += stream.window.unrecoverable
                 stream = self._feed_begin(name, number, now)
+                stream.before, stream.by = before, place
                 step = 0
             absolute = stream.highest + step
             stream.highest = max(stream.highest, absolute)

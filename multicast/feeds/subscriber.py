@@ -409,15 +409,14 @@ class Subscriber(ABC):
         """Take messages that are not simply the next ones."""
         window = self._feed_window
         lost = 0
-        if window.given_up_lately:
+        if number < window.given_up_before:
             lost = sum(map(window.given_up, range(number, number + len(messages))))
+        fresh: list[tuple[int, bytes, Address, int | None]] = []
         if not self._feed_ordered:
-            self._feed_pending.extend(
-                (one, message, addr, place)
-                for one, message in enumerate(messages, number)
-                if not window.has(one)
-            )
+            fresh = [(one, data, addr, place) for one, data in enumerate(messages, number) if not window.has(one)]
         new = window.add(number, [(message, addr, place) for message in messages], now, repair=place is None)
+        if new:  # without room all are refused, and asked for later
+            self._feed_pending.extend(fresh)
         if place is not None:
             state = self._feed_states[place]
             state.firsts += new

@@ -100,6 +100,8 @@ class Window:
         self._lost: dict[int, Lost] = {}  # by their first number, in their place
         #: What was given up lately.
         self.given_up_lately: deque[Lost] = deque(maxlen=64)
+        #: All of that is before this number.
+        self.given_up_before = 0
         self._others = 1.0
         self._round_trip = self._variation = -1.0
         self._stretch = 1.0  # by how much longer than measured an answer takes
@@ -261,6 +263,7 @@ class Window:
         self.unrecoverable += end - gap.first
         lost = self._lost[gap.first] = Lost(gap.first, end - gap.first, cause)
         self.given_up_lately.append(lost)
+        self.given_up_before = max(self.given_up_before, end)
         if end < gap.end:
             gap.first = end
             self._firsts[place] = end
