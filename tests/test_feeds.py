@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import multicast
-from multicast import ArgumentError, PacketSizeError, Poller, aio, feeds, sendto
+from multicast import ArgumentError, PacketSizeError, PacketTypeError, Poller, aio, feeds, sendto
 from multicast.feeds import moldudp64
 from multicast.feeds.history import History
 from multicast.feeds.moldudp64 import END, HEADER, pack, parse, split
@@ -985,6 +985,23 @@ def test_wrong_arguments_of_a_subscriber(options: dict[str, Any], poller: Poller
 def test_wrong_arguments_of_a_publisher(options: dict[str, Any], poller: Poller) -> None:
     with pytest.raises(ArgumentError):
         feeds.Publisher(GROUP, PORT, 0, poller=poller, **options)
+
+
+@pytest.mark.parametrize("wrong", [b"x" * 70000, 5])
+def test_what_came_before_a_failure_of_the_iterable_is_sent(wrong: Any) -> None:
+    def given() -> Iterator[Any]:
+        yield from feed(3)
+        yield wrong
+        yield "more"
+
+    with Network() as net:
+        board = Board()
+        publisher = Feed(given(), GROUP, PORT)
+        with pytest.raises((PacketSizeError, PacketTypeError)):
+            net.advance(0.1)
+        net.advance(0.1)
+        assert board.told == texts(3)
+        assert publisher.closed
 
 
 def test_a_message_that_fits_in_no_packet(poller: Poller) -> None:

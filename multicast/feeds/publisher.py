@@ -323,8 +323,8 @@ class Publisher(Multicaster):
         fill, delay, longest = self._feed_fill, self._feed_delay, self._feed_longest
         # A class without an iterable has what `publish` gives it, and is told when there is something.
         source = None if type(self).__iter__ is Publisher.__iter__ else iter(self)
-        self._feed_over = self._feed_over if source is None else False
         over = False
+        failure: Exception | None = None
         carried: bytes | None = None  # the message that did not fit in the last packet
         messages: list[bytes] = []
         size = HEADER.size
@@ -343,22 +343,28 @@ class Publisher(Multicaster):
                     break
                 messages.append(message)
             if source is not None and carried is None and size < fill:
-                for message in source:
-                    if message is None:
-                        break
-                    if type(message) is not bytes or len(message) > longest:
-                        message = self._feed_message(message)
-                    size += 2 + len(message)
-                    if size >= fill:
-                        nothing = False
-                        if size > fill and messages:
-                            carried = message
-                        else:
-                            messages.append(message)
-                        break
-                    messages.append(message)
-                else:
-                    source, over = None, True
+                try:
+                    for message in source:
+                        if type(message) is not bytes:
+                            if message is None:
+                                break
+                            message = self._feed_message(message)
+                        size += 2 + len(message)
+                        if size >= fill:
+                            if len(message) > longest:
+                                self._feed_message(message)  # raises
+                            nothing = False
+                            if size > fill and messages:
+                                carried = message
+                            else:
+                                messages.append(message)
+                            break
+                        messages.append(message)
+                    else:
+                        source, over = None, True
+                except Exception as error:
+                    # What came before it is sent first.
+                    failure, source, over = error, None, True
             over = over or (self._feed_over and not given)
             if messages:
                 if nothing and carried is None and delay and not over:
@@ -381,6 +387,8 @@ class Publisher(Multicaster):
             self._NOTHING = rest if source is None else min(rest, Multicaster._NOTHING)
             yield None
         self._feed_over = True
+        if failure is not None:
+            raise failure
         yield from self._feed_end_of_session()
 
     def _feed_packed(self, messages: list[bytes]) -> bytes:

@@ -332,6 +332,8 @@ class Subscriber(ABC):
         """Take a batch of packets of a line; what a handler raises leaves the rest for the next time."""
         state = self._feed_states[place]
         now = self.poller.time()
+        followed, window = self._feed_session, self._feed_window
+        heard: Address | None = None  # where the last packet of the session came from
         handle, unpack = self.handle_message, HEADER.unpack_from
         self.line = place
         pairs = zip(packets, addresses, strict=True)
@@ -344,13 +346,16 @@ class Subscriber(ABC):
                     self._feed_malformed += 1
                     continue
                 session, number, count = unpack(data)
-                if session != self._feed_session and not self._feed_follow(session, number, count, addr, now):
-                    if self._feed_closed:
-                        return
-                    continue
-                self._feed_source, self._feed_heard_at = addr, now
+                if session != followed:
+                    if heard is not None:
+                        self._feed_source, self._feed_heard_at = heard, now
+                    if not self._feed_follow(session, number, count, addr, now):
+                        if self._feed_closed:
+                            return
+                        continue
+                    followed, window = session, self._feed_window
+                heard = addr
                 state.packets += 1
-                window = self._feed_window
                 if count == 0 or count == END:
                     state.note(number, number)
                     window.heard(number, now)
@@ -382,6 +387,11 @@ class Subscriber(ABC):
                 window.next = window.known = number + count
                 self._feed_messages += count
                 self._feed_bytes += len(data) - 20 - 2 * count
+                if count == 1:
+                    if handle(messages[0], number, addr) or self._feed_closed:
+                        self.close()
+                        return
+                    continue
                 rest = iter(messages)
                 for message in rest:
                     if handle(message, number, addr) or self._feed_closed:
@@ -389,6 +399,8 @@ class Subscriber(ABC):
                         self._feed_uncount(list(rest))
                         return
                     number += 1
+            if heard is not None:
+                self._feed_source, self._feed_heard_at = heard, now
             self._feed_advance(now)
         except BaseException:
             left = list(rest)
