@@ -1601,6 +1601,98 @@ def test_packets_come_out_of_a_real_socket(path: Path, poller: Poller) -> None:
     assert 0 < replayer.timing.percentile(50) <= replayer.timing.percentile(99) <= replayer.timing.max
 
 
+def sent_from(net: testing.Network, path: Path, **options: Any) -> tuple[list[tuple[bytes, int, int]], Replayer]:
+    """Return payload, source port and TTL of what is heard of a replay."""
+    found: list[tuple[bytes, int, int]] = []
+
+    class Ports(multicast.MulticastListener):
+        def handle_packet(self, packet: bytes, addr: Address) -> None:
+            assert addr.ttl is not None
+            found.append((packet, addr.port, addr.ttl))
+
+    with Ports(ip=TWO, port=PORT, details=True, rcvbuf=1 << 24) as ports:
+        replayer = Replayer(path, to=TWO, **options)
+        net.advance(100)
+        assert ports.statistics().dropped == 0
+    replayer.close()
+    return found, replayer
+
+
+@pytest.mark.parametrize("speed", [1.0, math.inf])
+def test_each_recorded_source_is_a_sender_with_its_port_and_ttl(net: testing.Network, path: Path, speed: float) -> None:
+    sources = [("10.0.0.5", 40112), ("10.0.0.6", 40113), ("10.0.0.7", 40112)]
+    what = [
+        packet._replace(source=sources[number % 3], ttl=1 + number % 3) for number, packet in enumerate(packets(30))
+    ]
+    found, replayer = sent_from(net, written(path, what), speed=speed)
+    assert [packet for packet, _, _ in found] == [packet.payload for packet in what]
+    ports = [{port for packet, port, _ in found if int(packet.split()[1]) % 3 == one} for one in range(3)]
+    assert ports[0] == {40112}
+    assert ports[1] == {40113}
+    assert len(ports[2]) == 1
+    assert not ports[2] & {40112, 40113}, "distinct, though the port of the first"
+    assert [ttl for _, _, ttl in found] == [1, 2, 3] * 10
+    assert (replayer.sources, replayer.merged) == (3, 0)
+    one, replayer = sent_from(net, path, speed=speed, source_port=5999, ttl=7)
+    assert {(port, ttl) for _, port, ttl in one} == {(5999, 7)}
+
+
+def test_more_sources_than_sockets_share_one(net: testing.Network, path: Path) -> None:
+    what = [packet._replace(source=("10.0.0.5", 20000 + number)) for number, packet in enumerate(packets(300))]
+    found, replayer = sent_from(net, written(path, what), speed=math.inf)
+    assert len(found) == 300
+    assert len({port for _, port, _ in found}) == 257
+    assert (replayer.sources, replayer.merged) == (300, 44)
+
+
+def test_pauses_are_shortened_and_the_pace_is_chosen(net: testing.Network, path: Path) -> None:
+    times = [0, 1, 61, 62, 3662]
+    what = [packet._replace(timestamp=BEGIN + when * SECOND) for packet, when in zip(packets(5), times, strict=True)]
+    written(path, what)
+    heard, _ = played(net, path, [(TWO, PORT)], to=TWO, max_gap=2)
+    assert [when for when, *_ in heard] == pytest.approx([n * SECOND for n in (0, 1, 3, 4, 6)], abs=20_000)
+    heard, _ = played(net, path, [(TWO, PORT)], to=TWO, pps=10)
+    assert [when for when, *_ in heard] == pytest.approx([n * SECOND / 10 for n in range(5)], abs=20_000)
+    heard, _ = played(net, path, [(TWO, PORT)], to=TWO, bps=640)  # 8 bytes each
+    assert [when for when, *_ in heard] == pytest.approx([n * SECOND / 10 for n in range(5)], abs=20_000)
+    for speed in (100.0, math.inf):
+        heard, replayer = played(net, path, [(TWO, PORT)], to=TWO, speed=speed, limit=2)
+        assert len(heard) == 2
+        assert replayer.closed
+
+
+def test_paced_packets_do_not_leave_as_a_burst(path: Path, poller: Poller) -> None:
+    """What sniffs the device sees packets as they were, however close they are."""
+    written(path, [packet._replace(payload=bytes(1000), length=1000) for packet in packets(40, 1000)])
+    longest = {}
+    for speed in (1.0, math.inf):
+        with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800)) as sniffer:
+            sniffer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+            sniffer.bind(("lo", 0x0800))
+            sniffer.setblocking(False)
+            replayer = Replayer(path, to=TWO, ttl=0, speed=speed, poller=poller)
+            settle(poller, lambda: replayer.closed)  # noqa: B023 -- called at once
+            sizes = []
+            while True:
+                try:
+                    sizes.append(len(sniffer.recv(1 << 17)))
+                except BlockingIOError:
+                    break
+            longest[speed] = max(sizes)
+    assert longest[1.0] == 1028
+    assert longest[math.inf] > 1028, "as fast as can be is in bursts"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"pps": 0}, {"bps": -1}, {"max_gap": 0}, {"limit": 0}, {"pps": 1, "bps": 1}, {"pps": 1, "speed": 2.0}],
+    ids=str,
+)
+def test_wrong_paces_are_refused(three: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(ArgumentError):
+        Replayer(three, to=TWO, **options)
+
+
 def test_timing_gives_percentiles() -> None:
     timing = capture.Timing()
     assert timing.percentile(99) == 0
@@ -1787,6 +1879,31 @@ def test_replay_says_what_is_wrong(path: Path, options: list[str], code: int, wo
     done = command("replay", str(path), *options)
     assert (done.returncode, done.stdout) == (code, "")
     assert words in done.stderr
+
+
+def test_a_dry_run_says_what_would_be_sent_where(path: Path) -> None:
+    written(path, [*packets(3), *packets(2, group="239.1.1.9")])
+    done = command("replay", str(path), "--to", f"{TWO}:6000", "--only", GROUP, "--dry-run")
+    assert done.returncode == 0
+    assert done.stdout.splitlines() == [
+        f"{GROUP}:{PORT} -> {TWO}:6000  3 packets",
+        f"239.1.1.9:{PORT} -> nowhere  2 packets",
+    ]
+    (plan, other) = events(
+        command("replay", str(path), "--to", TWO, "--only", GROUP, "--dry-run", "--json").stdout
+    )
+    assert plan["to"] == {"group": TWO, "port": PORT}
+    assert other["to"] is None
+
+
+def test_replay_takes_a_pace_and_a_count(path: Path) -> None:
+    written(path, packets(100, SECOND))
+    done = command("replay", str(path), "--to", TWO, "-t", "0", "--pps", "1000", "-c", "5", "--json")
+    assert done.returncode == 0
+    summary = events(done.stdout)[-1]
+    assert (summary["packets"], summary["sources"], summary["merged"]) == (5, 1, 0)
+    for wrong in (["--pps", "5", "--max"], ["--max-gap", "0"]):
+        assert command("replay", str(path), "--to", TWO, *wrong).returncode == 2
 
 
 def test_replay_refuses_a_damaged_file_before_it_sends(path: Path) -> None:

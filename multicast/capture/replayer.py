@@ -6,6 +6,7 @@ And nothing is sent to where nobody asked: the groups in the file count only whe
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import math
 import os
@@ -16,7 +17,7 @@ from itertools import chain
 from typing import Any, BinaryIO, TypeAlias
 
 from multicast import batch
-from multicast.errors import ArgumentError
+from multicast.errors import ArgumentError, check_amount, check_number
 from multicast.interfaces import resolve
 from multicast.poller import Poller, load_clock
 from multicast.senders import Multicaster, destination
@@ -36,6 +37,8 @@ _LEAD = 60e-6
 # So many batches are sent in one turn: at full speed that is less than a tenth of a millisecond, and the turns of the
 # poller are what costs most then.
 _TURN = 8
+# How many sources of a file have sockets of their own.
+_SOURCES = 256
 # Hostile files may name a new group in each packet. No more than so many are remembered.
 _GROUPS = 4096
 
@@ -210,9 +213,17 @@ class Replayer(Multicaster):
     the keys and values of `map` are addresses with a port or without; without, the port is any, or stays as it was.
     With `only` packets for other groups are left out.
 
-    `speed` is how many times as fast as recorded; `math.inf` means as fast as can be. With `loop` it begins again at
-    the end. `start` and `end` are the part to send, in seconds from the first packet of the file. The other arguments
-    are those of `Multicaster`.
+    `speed` is how many times as fast as recorded; `math.inf` means as fast as can be. `max_gap` shortens longer pauses
+    to so many seconds. `pps` sends so many packets a second instead, and `bps` so many bits of payload. With `loop` it
+    begins again at the end. `start` and `end` are the part to send, in seconds from the first packet of the file, and
+    `limit` is the most packets to send.
+
+    Each source in the file has a socket of its own, with its port where that is free and another one where it is not,
+    so receivers tell the senders apart as they did. Each has the TTL that its first packet had on arrival. `ttl`, where it
+    is given, holds for all of them. A `source_port` makes all of them one sender, with a TTL of 1 unless one is given. More sources than
+    256 share one socket; `merged` counts them. The other arguments are those of `Multicaster`.
+
+    Packets that have a time leave one by one; only with a `speed` of `math.inf` do runs of one size leave as bursts.
 
     The file is read once before anything is sent, so `CaptureError` is raised here, for whatever is wrong with it.
     `ArgumentError` is raised when no packet in it would be sent.
@@ -230,7 +241,11 @@ class Replayer(Multicaster):
         loop: bool = False,
         start: float = 0.0,
         end: float | None = None,
-        ttl: int = 1,
+        max_gap: float | None = None,
+        pps: float | None = None,
+        bps: float | None = None,
+        limit: int | None = None,
+        ttl: int | None = None,
         interface: WhichInterface | None = None,
         source_ip: str | None = None,
         source_port: int = 0,
@@ -248,6 +263,21 @@ class Replayer(Multicaster):
             raise ArgumentError(
                 f"start and end are seconds from the first packet, end after start; not {start!r} and {end!r}"
             )
+        for name, value, unit in (
+            ("max_gap", max_gap, "seconds"), ("pps", pps, "packets per second"), ("bps", bps, "bits per second")
+        ):  # fmt: skip
+            if value is not None:
+                check_amount(name, value, unit, zero=False)
+        if (pps is not None) + (bps is not None) + (speed != 1.0) > 1:
+            raise ArgumentError("speed, pps and bps all say how fast to send; give one of them")
+        if limit is not None:
+            check_number("limit", limit, of="packets")
+        self._max_gap = None if max_gap is None else int(max_gap * 1e9)
+        self._pps, self._bps = pps, bps
+        self._left = limit
+        self._apart = source_port == 0
+        #: How many sources of the file were told apart, and how many of them had to share a socket.
+        self.sources = self.merged = 0
         self._to = None if to is None else _Pattern.of(to)
         self._map = [(_Pattern.of(old), _Pattern.of(new)) for old, new in (map or {}).items()]
         self._as_recorded = as_recorded
@@ -263,7 +293,9 @@ class Replayer(Multicaster):
         self._loop = loop
         self._span = (int(start * 1e9), None if end is None else int(end * 1e9))
         self._file = Reader(path)
-        self._others: dict[tuple[int, bool], socket.socket] = {}
+        self._others: dict[tuple[Any, ...], socket.socket] = {}
+        self._ports: dict[int, tuple[str, int]] = {}  # the source that has a port of the file
+        self._known_sources: dict[tuple[str, int], bool] = {}  # whether each has sockets of its own
         try:
             if not self._file.again:
                 raise ArgumentError(f"{self._file.name} is read twice, and a pipe cannot be; save it to a file first")
@@ -272,7 +304,10 @@ class Replayer(Multicaster):
             if first is None:
                 raise ArgumentError(f"no packet in {self._file.name} would be sent; {_found(self.summary)}")
             zone = f"%{first.interfaces[0]}" if first.interfaces else ""
-            super().__init__(first.address + zone, first.port, ttl, poller=poller, **self._options)
+            # A burst would leave as one packet for who looks at the device, and its packets at one time.
+            bursts = math.isinf(speed)
+            given = 1 if ttl is None else ttl
+            super().__init__(first.address + zone, first.port, given, offload=bursts, poller=poller, **self._options)
         except BaseException:
             self._file.close()
             raise
@@ -285,7 +320,7 @@ class Replayer(Multicaster):
         self._longest = 65507
         #: How many times the file was played to its end.
         self.rounds = 0
-        self._routes: dict[tuple[str, int], batch.Writer | None] = {}
+        self._routes: dict[tuple[Any, ...], batch.Writer | None] = {}
         self._schedule = self._timed() if self._is_paced else self._hurried()
         self._ahead: tuple[float, list[bytes], batch.Writer] | None = None
         self._dues: list[float] = []
@@ -302,15 +337,15 @@ class Replayer(Multicaster):
         late: list[Endpoint] = []
 
         def further(group: str, port: int) -> None:
-            if not late and (to := self._destination(group, port)) is not None:
+            if not late and (to := self.destination_of(group, port)) is not None:
                 late.append(to)
 
         summary = _survey(self._file, further)
-        early = filter(None, (self._destination(*place) for place in summary.groups))
+        early = filter(None, (self.destination_of(*place) for place in summary.groups))
         return summary, next(chain(early, late), None)
 
-    def _destination(self, group: str, port: int) -> Endpoint | None:
-        """Return where packets for `group` and `port` go, None for nowhere."""
+    def destination_of(self, group: str, port: int) -> Endpoint | None:
+        """Return where packets go that went to `group` and `port`, None for nowhere."""
         if port == 0 or (self._only and not any(one.matches(group, port) for one in self._only)):
             return None
         for old, new in self._map:
@@ -322,32 +357,63 @@ class Replayer(Multicaster):
             return self._to.at(port)
         return destination(group, port) if self._as_recorded else None
 
-    def _route(self, place: tuple[str, int]) -> batch.Writer | None:
-        """Return how packets for `place` are sent, None when they are not."""
+    def _key(self, packet: Packet) -> tuple[Any, ...]:
+        """Return what decides how a packet is sent: where it goes, and who sends it."""
+        return packet.group, packet.port, packet.source if self._apart else None
+
+    def _route(self, packet: Packet) -> batch.Writer | None:
+        """Return how packets like this one are sent, None when they are not."""
         if len(self._routes) >= _GROUPS:
             self._routes.clear()
-        to = self._destination(*place)
+        to = self.destination_of(packet.group, packet.port)
         writer = None
         if to is not None:
-            if to == self.group:
-                writer = self._socket_writer
-            else:
-                opened, index = self._socket(to)
-                writer = batch.Writer(opened, to.sockaddr(index), offload=self._socket_writer.offload)
-        self._routes[place] = writer
+            source = packet.source if self._apart and self._is_apart(packet.source) else None
+            opened, index = self._socket(to, source, packet.ttl)
+            writer = batch.Writer(opened, to.sockaddr(index), offload=self._socket_writer.offload)
+        self._routes[self._key(packet)] = writer
         return writer
 
-    def _socket(self, to: Endpoint) -> tuple[socket.socket, int]:
-        """Return a socket for `to` and the number of its interface; all groups of one family share one."""
+    def _is_apart(self, source: tuple[str, int]) -> bool:
+        """Whether a source of the file has sockets of its own."""
+        known = self._known_sources.get(source)
+        if known is None:
+            known = len(self._known_sources) < _SOURCES
+            if len(self._known_sources) < _GROUPS:
+                self._known_sources[source] = known
+            self.sources += 1
+            self.merged += not known
+        return known
+
+    def _socket(self, to: Endpoint, source: tuple[str, int] | None, ttl: int) -> tuple[socket.socket, int]:
+        """Return a socket for `to` and the number of its interface; all groups of one family share one.
+
+        Its TTL is that of the first packet of the source, unless one was given.
+        """
         index = 0
         if to.needs_interface and (to.interfaces or self._options["interface"] is not None):
             index = resolve(to.interfaces[0] if to.interfaces else self._options["interface"]).index
-        kind = (to.family, to.is_multicast)
-        if kind == (self.group.family, self.group.is_multicast) and self.socket is not None:
+        family = (to.family, to.is_multicast)
+        # Our own socket has the port that was given, and the TTL.
+        ours = family == (self.group.family, self.group.is_multicast) and source is None
+        if ours and self.socket is not None:
             return self.socket, index
+        kind = (*family, source)
         if kind not in self._others:
-            self._others[kind], _ = open_sender(to, self._ttl, **self._options)
+            # A packet to a single host cannot have 0, and one to a group would stay here with it.
+            hops = max(1, ttl) if self._ttl is None else self._ttl
+            self._others[kind] = self._open(to, hops, source)
         return self._others[kind], index
+
+    def _open(self, to: Endpoint, hops: int, source: tuple[str, int] | None) -> socket.socket:
+        """Return a socket with the port of a source, or with any where another one has that or it is not for us."""
+        if source is not None and self._ports.setdefault(source[1], source) == source:
+            try:
+                return open_sender(to, hops, **{**self._options, "source_port": source[1]})[0]
+            except OSError as error:
+                if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                    raise
+        return open_sender(to, hops, **self._options)[0]
 
     # -- when ------------------------------------------------------------------------------------------------------
 
@@ -355,26 +421,41 @@ class Replayer(Multicaster):
         """Yield when, what and how to send, one packet at a time."""
         routes = self._routes
         scale = 1e-9 / self.speed
+        max_gap, key_of, latest = self._max_gap, self._key, 0
         begun = self.poller.time()
         while True:
             earliest: int | None = None
             due = begun
             sent = 0
             for packet in self._chosen():
-                payload, _, group, port, timestamp, _, _, length = packet
-                place = (group, port)
-                writer = routes[place] if place in routes else self._route(place)
+                payload, _, _, _, timestamp, _, _, length = packet
+                key = key_of(packet)
+                writer = routes[key] if key in routes else self._route(packet)
                 if writer is None:
                     continue
                 if length > len(payload) or len(payload) > self._longest:
                     self.unsendable += 1
                     continue
                 if earliest is None:
-                    earliest = timestamp
+                    earliest = latest = timestamp
+                if max_gap is not None and timestamp - latest > max_gap:
+                    earliest += timestamp - latest - max_gap  # the rest of a pause is left out
+                latest = max(latest, timestamp)
                 # Clocks are set back now and then, and packets overtake each other; time only goes on.
-                due = max(due, begun + (timestamp - earliest) * scale)
+                if self._pps is not None:
+                    due = begun + sent / self._pps
+                elif self._bps is not None:
+                    due = max(due, begun)
+                    begun = due + 8 * len(payload) / self._bps
+                else:
+                    due = max(due, begun + (timestamp - earliest) * scale)
                 sent += 1
                 yield due, [payload], writer
+                if self._left is not None:
+                    self._left -= 1
+                    if self._left <= 0:
+                        self.rounds += 1
+                        return
             if not self._again(sent):
                 return
             # From the last packet to the first of the next round it takes as long as between others on the average.
@@ -400,9 +481,10 @@ class Replayer(Multicaster):
             last: batch.Writer | None = None
             for item in self._file.runs() if whole else self._chosen():
                 run = item if isinstance(item, Run) else None
-                payload, _, group, port, _, _, _, length = item if isinstance(item, Packet) else item.first
-                place = (group, port)
-                writer = self._routes[place] if place in self._routes else self._route(place)
+                first = item if isinstance(item, Packet) else item.first
+                payload, length = first.payload, first.length
+                key = self._key(first)
+                writer = self._routes[key] if key in self._routes else self._route(first)
                 if writer is None:
                     continue
                 payloads = [payload] if run is None else run.payloads()
@@ -413,14 +495,19 @@ class Replayer(Multicaster):
                     yield 0.0, gathered, last
                     gathered = []
                 last = writer
+                if self._left is not None:
+                    payloads = payloads[: self._left]
+                    self._left -= len(payloads)
                 sent += len(payloads)
                 gathered += payloads
                 if len(gathered) >= batch.LIMIT:
                     yield 0.0, gathered, last
                     gathered = []
+                if self._left == 0:
+                    break
             if last is not None and gathered:
                 yield 0.0, gathered, last
-            if not self._again(sent):
+            if not self._again(sent) or self._left == 0:
                 return
 
     def _again(self, sent: int) -> bool:

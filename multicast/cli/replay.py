@@ -14,7 +14,7 @@ import click
 from multicast import capture
 from multicast.poller import Poller
 
-from ._app import command, deadline_option, interface_option, ttl_option
+from ._app import SECONDS, command, count_option, deadline_option, interface_option
 from ._errors import Exit
 from ._output import Output, plural, printable, where
 from ._progress import Progress
@@ -75,14 +75,24 @@ _MOMENT, _PAIR = _MomentType(), _PairType()
 @click.option("--speed", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True, metavar="X",
               help="Play X times as fast as it was recorded.")
 @click.option("--max", "maximum", is_flag=True, help="Play as fast as can be.")
+@click.option("--pps", type=click.FloatRange(min=0, min_open=True), metavar="N",
+              help="Send N packets a second, and not at the recorded pace.")
+@click.option("--mbps", type=click.FloatRange(min=0, min_open=True), metavar="M",
+              help="Send M million bits of payload a second, and not at the recorded pace.")
+@click.option("--max-gap", type=SECONDS, metavar="S", help="Shorten longer pauses to S seconds.")
+@count_option("Stop after N packets.")
+@click.option("--dry-run", is_flag=True, help="Say what would be sent where, and send nothing.")
 @click.option("--loop", is_flag=True, help="Begin again at the end, until Ctrl-C or -w.")
 @click.option("--from", "start", type=_MOMENT, default=0.0, metavar="T",
               help="Begin T seconds after the first packet; MM:SS and HH:MM:SS are understood.")
 @click.option("--until", "end", type=_MOMENT, metavar="T", help="End T seconds after the first packet.")
 @deadline_option("Stop after so many seconds.")
 @interface_option("Send by this interface: a name, an index or an address.")
-@ttl_option
+@click.option("-t", "--ttl", type=click.IntRange(0, 255), metavar="TTL",
+              help="How far packets go: 0 this host, 1 this subnet. Left out, each has the TTL it was recorded with.")
 @click.option("--source-ip", metavar="IP", help="Send from this address of the host.")
+@click.option("--source-port", type=click.IntRange(1, 65535), metavar="PORT",
+              help="Send all from this port. Left out, each recorded source has a port: its own where that is free.")
 def replay(
     out: Output,
     path: str,
@@ -92,23 +102,32 @@ def replay(
     only: tuple[str, ...],
     speed: float,
     maximum: bool,
+    pps: float | None,
+    mbps: float | None,
+    max_gap: float | None,
+    count: int | None,
+    dry_run: bool,
     loop: bool,
     start: float,
     end: float | None,
     deadline: float | None,
     interface: str | None,
-    ttl: int,
+    ttl: int | None,
     source_ip: str | None,
+    source_port: int | None,
 ) -> Exit:
     """Send the packets of a capture file with the timing they had.
 
     FILE is what `multicast record`, tcpdump, dumpcap or Wireshark have written: pcapng or pcap, plain, gzip or zstd. It
-    is read and checked before anything is sent. Where packets go has to be said: --to, --map or --as-recorded.
+    is read and checked before anything is sent. Where packets go has to be said: --to, --map or --as-recorded. Each
+    recorded source has a socket of its own, so receivers tell the senders apart as they did.
     """
     if to is None and not pairs and not as_recorded:
         raise click.UsageError("say where the packets go: --to GROUP, --map OLD=NEW, or --as-recorded")
-    if maximum and speed != 1.0:
-        raise click.UsageError("--speed and --max are two ways to say how fast; choose one")
+    if maximum + (speed != 1.0) + (pps is not None) + (mbps is not None) > 1:
+        raise click.UsageError("--speed, --max, --pps and --mbps all say how fast; choose one")
+    if max_gap is not None and not max_gap:
+        raise click.UsageError("--max-gap: a pause of 0 seconds is no pause; --max sends without any")
     if end is not None and end <= start:
         raise click.UsageError("--until has to be later than --from")
     if not os.path.exists(path):
@@ -121,16 +140,25 @@ def replay(
             as_recorded=as_recorded,
             only=only,
             speed=math.inf if maximum else speed,
+            max_gap=max_gap,
+            pps=pps,
+            bps=None if mbps is None else mbps * 1e6,
+            limit=count,
             loop=loop,
             start=start,
             end=end,
             ttl=ttl,
             interface=interface,
             source_ip=source_ip,
+            source_port=source_port or 0,
             poller=poller,
         )
         summary = replayer.summary
         out.say(f"{printable(path)}: {_contents(summary)}")
+        if dry_run:
+            _plan(out, replayer)
+            replayer.close()
+            return Exit.YES
         began = time.monotonic()
         progress = Progress(
             out,
@@ -153,6 +181,8 @@ def replay(
             bytes=counted.bytes,
             unsendable=replayer.unsendable,
             refused=counted.refused,
+            sources=replayer.sources,
+            merged=replayer.merged,
             seconds=round(seconds, 6),
             timing_error_p50_ns=None if maximum else round(p50 * 1e9),
             timing_error_p99_ns=None if maximum else round(p99 * 1e9),
@@ -165,10 +195,24 @@ def replay(
     if replayer.unsendable:
         # `Replayer.unsendable` has both reasons in one number.
         text += f"; {plural(replayer.unsendable, 'packet')} not sent: cut short in the file, or too long to be sent on"
+    if replayer.merged:
+        text += f"; {plural(replayer.merged, 'source')} of the file share one port, as no more than 256 are told apart"
     out.say(text)
     if not finished and not loop:
         return Exit.INTERRUPTED
     return Exit.YES if counted.packets and not counted.refused and not replayer.unsendable else Exit.NO
+
+
+def _plan(out: Output, replayer: capture.Replayer) -> None:
+    """Say what would be sent where."""
+    for (group, port), packets in replayer.summary.groups.items():
+        to = replayer.destination_of(group, port)
+        if out.json:
+            place = None if to is None else {"group": to.address, "port": to.port}
+            out.event("plan", group=group, port=port, packets=packets, to=place)
+        else:
+            goes = "nowhere" if to is None else str(to)
+            out.line(f"{where(group, port)} -> {goes}  {plural(packets, 'packet')}")
 
 
 def _microseconds(seconds: float) -> str:
