@@ -1906,6 +1906,61 @@ def test_replay_takes_a_pace_and_a_count(path: Path) -> None:
         assert command("replay", str(path), "--to", TWO, *wrong).returncode == 2
 
 
+def test_info_says_what_a_file_holds(path: Path) -> None:
+    def rtp(number: int) -> bytes:
+        return struct.pack("!BBHII", 0x80, 33, number, 0, 7) + bytes(100)
+
+    numbered = [packet._replace(payload=rtp(number)) for number, packet in enumerate(packets(20, SECOND // 10))]
+    feed = numbered[:9] + numbered[10:]
+    other = packets(5, SECOND, group="239.1.1.9", source=("10.0.0.6", 4000))
+    written(path, [*feed, *other])
+    done = command("info", str(path))
+    assert done.returncode == 0
+    assert f"{path}: 24 packets" in done.stdout
+    rows = [line.split() for line in done.stdout.splitlines()]
+    row = next(row for row in rows if row[0] == f"{GROUP}:{PORT}")
+    assert row[1:6] == ["10.0.0.5:40112", "eth0", "RTP", "19", "2.13k"]
+    assert "1" in row[6:]
+    first, second, whole_file = events(command("info", str(path), "--json").stdout)
+    assert (first["packets"], first["lost"], first["numbering"]) == (19, 1, "rtp")
+    assert (second["group"], second["source"], second["lost"]) == ("239.1.1.9", "10.0.0.6", 0)
+    assert (whole_file["packets"], whole_file["sources"], whole_file["first_ns"]) == (24, 2, BEGIN)
+    assert command("info", "there is no such file").returncode == 2
+
+
+def test_cut_takes_a_part_and_merges(path: Path, tmp_path: Path) -> None:
+    other, target = tmp_path / "other.pcapng", tmp_path / "cut.pcapng"
+    written(path, packets(10, SECOND))
+    written(other, packets(10, SECOND, group="239.1.1.9", source=("10.0.0.6", 4000)))
+
+    def run(*arguments: str) -> list[Packet]:
+        target.unlink(missing_ok=True)
+        done = command("cut", str(path), str(other), "-o", str(target), *arguments)
+        assert done.returncode == 0, done.stderr
+        with capture.Reader(target) as reader:
+            return list(reader)
+
+    merged = run()
+    assert len(merged) == 20
+    assert [packet.timestamp for packet in merged] == sorted(packet.timestamp for packet in merged)
+    assert {packet.source for packet in merged} == {SOURCE, ("10.0.0.6", 4000)}
+    assert [packet.payload for packet in run("--only", "239.1.1.9", "--from", "3", "--until", "5")] == [
+        b"packet 3",
+        b"packet 4",
+    ]
+    assert {packet.group for packet in run("--source", "10.0.0.5")} == {GROUP}
+    assert [packet.payload for packet in run("--filter", "packet [78]", "--only", f"{GROUP}:{PORT}")] == [
+        b"packet 7",
+        b"packet 8",
+    ]
+    target.unlink()
+    nothing = command("cut", str(path), "-o", str(target), "--only", "239.9.9.1")
+    assert nothing.returncode == 1
+    assert not target.exists()
+    for wrong in (["-o", str(path)], ["-o", str(target), "--filter", "("], ["-o", "x", "--from", "5", "--until", "5"]):
+        assert command("cut", str(path), *wrong).returncode == 2
+
+
 def test_replay_refuses_a_damaged_file_before_it_sends(path: Path) -> None:
     written(path, packets(50))
     path.write_bytes(path.read_bytes()[:-10])

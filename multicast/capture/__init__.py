@@ -16,12 +16,13 @@ from __future__ import annotations
 from .packets import Counts, Packet
 from .reading import Reader, read
 from .recorder import Recorder
-from .replayer import Replayer, Summary, Timing, survey
+from .replayer import Pattern, Replayer, Summary, Timing, survey
 from .writing import Writer, write
 
 __all__ = [
     "Counts",
     "Packet",
+    "Pattern",
     "Reader",
     "Recorder",
     "Replayer",

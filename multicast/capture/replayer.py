@@ -27,7 +27,7 @@ from .packets import Counts, Packet
 from .reading import Reader
 from .runs import Run
 
-__all__ = ["Replayer", "Summary", "Timing", "survey"]
+__all__ = ["Pattern", "Replayer", "Summary", "Timing", "survey"]
 
 # A packet may leave so many seconds before its time, when others leave anyway.
 _EARLY = 10e-6
@@ -168,15 +168,16 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True)
-class _Pattern:
-    """An address, and a port or any."""
+class Pattern:
+    """An address, and a port or any: how packets of a file are chosen."""
 
     address: str
     port: int | None
     interfaces: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, place: Place) -> _Pattern:
+    def of(cls, place: Place) -> Pattern:
+        """Return what `place` means. Raises `GroupError` and `ArgumentError`."""
         if isinstance(place, Endpoint):
             return cls(place.address, place.port, place.interfaces)
         text, _, zone = place.strip().partition("%")
@@ -197,6 +198,7 @@ class _Pattern:
         return cls(group.address, group.port, group.interfaces)
 
     def matches(self, address: str, port: int) -> bool:
+        """Whether packets that went there are meant."""
         return self.address == address and self.port in (None, port)
 
     def at(self, port: int) -> Endpoint:
@@ -219,9 +221,9 @@ class Replayer(Multicaster):
     `limit` is the most packets to send.
 
     Each source in the file has a socket of its own, with its port where that is free and another one where it is not,
-    so receivers tell the senders apart as they did. Each has the TTL that its first packet had on arrival. `ttl`, where it
-    is given, holds for all of them. A `source_port` makes all of them one sender, with a TTL of 1 unless one is given. More sources than
-    256 share one socket; `merged` counts them. The other arguments are those of `Multicaster`.
+    so receivers tell the senders apart as they did. Each has the TTL that its first packet had on arrival. `ttl`, where
+    it is given, holds for all of them. A `source_port` makes all of them one sender, with a TTL of 1 unless one is
+    given. More sources than 256 share one socket; `merged` counts them. The other arguments are those of `Multicaster`.
 
     Packets that have a time leave one by one; only with a `speed` of `math.inf` do runs of one size leave as bursts.
 
@@ -278,10 +280,10 @@ class Replayer(Multicaster):
         self._apart = source_port == 0
         #: How many sources of the file were told apart, and how many of them had to share a socket.
         self.sources = self.merged = 0
-        self._to = None if to is None else _Pattern.of(to)
-        self._map = [(_Pattern.of(old), _Pattern.of(new)) for old, new in (map or {}).items()]
+        self._to = None if to is None else Pattern.of(to)
+        self._map = [(Pattern.of(old), Pattern.of(new)) for old, new in (map or {}).items()]
         self._as_recorded = as_recorded
-        self._only = [_Pattern.of(one) for one in ([only] if isinstance(only, (str, Endpoint)) else only)]
+        self._only = [Pattern.of(one) for one in ([only] if isinstance(only, (str, Endpoint)) else only)]
         self._options: dict[str, Any] = {
             "interface": interface,
             "source_ip": source_ip,

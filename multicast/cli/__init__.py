@@ -29,6 +29,8 @@ COMMANDS = {
     "interfaces": "show the interfaces of this host, and the groups joined",
     "record": "record groups to a capture file",
     "replay": "send the packets of a capture file as they were recorded",
+    "info": "say what a capture file holds",
+    "cut": "write a part of capture files to a new one, or merge several",
     "key": "make a key for sealed packets",
     "demo": "show the library at work, without a network",
     "completion": "print what completes commands in a shell",

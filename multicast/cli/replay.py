@@ -51,7 +51,9 @@ class _PairType(_Type):
         return old, new
 
 
-_MOMENT, _PAIR = _MomentType(), _PairType()
+#: A time from the first packet of a file, in seconds.
+MOMENT = _MomentType()
+_PAIR = _PairType()
 
 
 
@@ -83,9 +85,9 @@ _MOMENT, _PAIR = _MomentType(), _PairType()
 @count_option("Stop after N packets.")
 @click.option("--dry-run", is_flag=True, help="Say what would be sent where, and send nothing.")
 @click.option("--loop", is_flag=True, help="Begin again at the end, until Ctrl-C or -w.")
-@click.option("--from", "start", type=_MOMENT, default=0.0, metavar="T",
+@click.option("--from", "start", type=MOMENT, default=0.0, metavar="T",
               help="Begin T seconds after the first packet; MM:SS and HH:MM:SS are understood.")
-@click.option("--until", "end", type=_MOMENT, metavar="T", help="End T seconds after the first packet.")
+@click.option("--until", "end", type=MOMENT, metavar="T", help="End T seconds after the first packet.")
 @deadline_option("Stop after so many seconds.")
 @interface_option("Send by this interface: a name, an index or an address.")
 @click.option("-t", "--ttl", type=click.IntRange(0, 255), metavar="TTL",
