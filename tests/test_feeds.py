@@ -1113,6 +1113,30 @@ def test_closing_ends_the_iteration_of_a_task_that_waits() -> None:
     asyncio.run(run())
 
 
+def test_a_wait_that_is_cancelled_loses_nothing_in_a_context() -> None:
+    async def run() -> list[bytes]:
+        told = []
+        async with aio.subscribe(LINE, interface="lo", repair=False) as messages:
+            for number in range(1, 4):
+                wait = asyncio.ensure_future(anext(messages))
+                await asyncio.sleep(0)
+                wait.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await wait
+                sendto(pack(SESSION, number, [b"%d" % number]), GROUP, PORT, 0)
+                told.append(await anext(messages))
+        alone = aio.subscribe(LINE, interface="lo")
+        wait = asyncio.ensure_future(anext(alone))
+        await asyncio.sleep(0)
+        wait.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await wait
+        assert alone._subscriber.closed
+        return told
+
+    assert asyncio.run(run()) == [b"1", b"2", b"3"]
+
+
 # -- the arbiter -------------------------------------------------------------------------------------------------------
 
 

@@ -37,13 +37,15 @@ class _Keeping(Subscriber):
 class Messages:
     """The messages of a feed, to iterate over with ``async for``; made by `subscribe`.
 
-    One task at a time may wait for the next message.
+    One task at a time may wait for the next message. Cancelling that wait closes it; in a context (``async with``) it
+    stays open, so a wait with a timeout may be repeated, and nothing is lost by that.
     """
 
     def __init__(self, lines: Any, options: dict[str, Any]) -> None:
         #: The number of the message returned last, and where it came from; None before the first.
         self.number: int | None = None
         self.addr: Address | None = None
+        self._entered = False
         self._awaited = _Awaited("message", "a subscriber")
         try:
             self._subscriber = _Keeping(lines, poller=self._awaited.poller, **options)
@@ -65,7 +67,8 @@ class Messages:
                 try:
                     await awaited.until(lambda: subscriber.waiting or subscriber.complete or subscriber.closed)
                 except BaseException:
-                    self.close()
+                    if not self._entered:
+                        self.close()
                     raise
         if not subscriber.waiting:
             self.close()
@@ -86,6 +89,7 @@ class Messages:
         self._awaited.close()
 
     async def __aenter__(self) -> Self:
+        self._entered = True
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
