@@ -159,6 +159,12 @@ def test_wrong_usage(arguments: list[str], text: str) -> None:
     assert text in done.stderr
 
 
+def test_a_line_that_is_too_long_for_a_message() -> None:
+    done = programs.multicast("publish", PLACE, "-", input="x" * 70000)
+    assert done.returncode == 4
+    assert "standard input, line 1 does not fit in one UDP packet; a message is one line, so split it" in done.stderr
+
+
 @pytest.mark.skipif(shutil.which("tshark") is None, reason="tshark is not installed")
 @pytest.mark.needs_namespaces
 def test_tshark_decodes_everything(hosts: tuple[netns.Host, netns.Host], tmp_path: Path) -> None:

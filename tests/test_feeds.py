@@ -828,7 +828,7 @@ def test_what_a_repair_server_has_missed_as_well_comes_from_the_publisher_by_it(
         with net.host(2):
             server = feeds.RepairServer(LINE, port=5999)
         with net.host(3):
-            board = Board(repair=[("10.0.0.2", 5999)])
+            board = Board(repair=[("10.0.0.2", 5999), ("10.0.0.2", 5999)])
         publisher = feeds.Publisher(GROUP, PORT)
         publisher.publish("message 1")
         net.advance(0.1)
@@ -966,7 +966,7 @@ def test_a_gap_is_logged_where_no_handler_is(caplog: pytest.LogCaptureFixture) -
 @pytest.mark.parametrize(
     "options",
     [{"lines": []}, {"lines": 5}, {"start": "later"}, {"start": 0}, {"patience": -1}, {"give_up": 0}, {"window": 0},
-     {"session": "much too long"}, {"lines": "10.0.0.1:5000"}, {"repair": [("repairs.example", 5999)]},
+     {"session": "much too long"}, {"lines": "10.0.0.1:5000"}, {"repair": [("no..name", 5999)]},
      {"repair": ["10.0.0.5:5999"]}, {"repair": [("10.0.0.5", 0)]}, {"repair": [("::1", 5999)]},
      {"lines": ["239.1.2.3:5000", "[ff15::1]:5000"]}],
     ids=str,
@@ -1056,6 +1056,20 @@ def test_over_real_sockets_with_a_seal(poller: Poller) -> None:
     assert board.statistics().repaired == 1
     board.close()
     publisher.close()
+
+
+def test_a_repair_server_has_a_name(poller: Poller, free_port: int) -> None:
+    server = feeds.RepairServer(LINE, "127.0.0.1", free_port, interface="lo", poller=poller)
+    publisher = feeds.Publisher(GROUP, PORT, 0, answer="none", heartbeat=0.05, poller=poller)
+    for number in range(1, 4):
+        publisher.publish(f"message {number}")
+    while server.statistics().messages < 3:
+        poller.poll(1)
+    board = Board(interface="lo", start="first", repair=[("localhost", server.address[1])], poller=poller)
+    while len(board.told) < 3:
+        poller.poll(1)
+    assert board.told == texts(3)
+    assert server.repair_statistics().repaired >= 3
 
 
 def test_over_real_sockets_a_late_joiner_gets_all(poller: Poller) -> None:

@@ -17,13 +17,14 @@ class Input:
     """A file or pipe that is read as packets, in pieces, whatever its size.
 
     After each piece comes a None: what was cut from it is sent before the next piece is waited for, which may be long
-    in coming.
+    in coming. `advice` says what to do about a line that is too long.
     """
 
-    def __init__(self, out: Output, path: str, as_hex: bool) -> None:
+    def __init__(self, out: Output, path: str, as_hex: bool, advice: str) -> None:
         self._out = out
         self._name = "standard input" if path == "-" else path
         self._hex = as_hex
+        self._advice = advice
         self._fd = 0 if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def close(self) -> None:
@@ -69,7 +70,7 @@ class Input:
         if self._hex and longest:
             line = unhex(line.decode("ascii", "replace"), lambda text: BadData(f"{where}: {text}"))
         if len(line) > longest:
-            raise BadData(f"{where} does not fit in one UDP packet; `--size 1316` cuts by bytes instead of by lines")
+            raise BadData(f"{where} does not fit in one UDP packet; {self._advice}")
         return line
 
 

@@ -156,7 +156,7 @@ def publish(
             if path is None:
                 messages = repeat(os.fsencode(" ".join(text)), count or 1)
             else:
-                given = Input(out, path, as_hex)
+                given = Input(out, path, as_hex, "a message is one line, so split it")
                 if path == "-":
                     standing = _Standing(given, longest, poller)
                     messages = standing.messages()

@@ -143,7 +143,7 @@ def send(
         endless = count is None and bool(interval or rate)
         packets = repeat(packet) if endless else repeat(packet, count or 1)
     else:
-        given = Input(out, path, as_hex)
+        given = Input(out, path, as_hex, "`--size 1316` cuts by bytes instead of by lines")
         endless = False
         longest = group.longest - (0 if seal is None else seal.overhead)
         packets = given.lines(longest) if size is None else given.pieces(size)

@@ -4,8 +4,8 @@ asked for.
 
 from __future__ import annotations
 
-import ipaddress
 import logging
+import socket
 from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -105,15 +105,23 @@ def as_lines(lines: Line | Iterable[Line]) -> list[Group]:
     return groups
 
 
-def _server(server: tuple[str, int]) -> tuple[str, int]:
-    """Return the address of a repair server as answers have it. Raises `ArgumentError`."""
+def _server(server: tuple[str, int], family: socket.AddressFamily) -> tuple[str, int]:
+    """Return the address of a repair server as answers have it; a name is looked up. Raises `ArgumentError`."""
     try:
         host, port = server
-        address = ipaddress.ip_address(host)
     except (TypeError, ValueError):
-        raise ArgumentError(f"repair is True, False or a list of (IP address, port); {server!r} is neither") from None
+        raise ArgumentError(f"a repair server is (host, port), not {server!r}") from None
+    if not isinstance(host, str):
+        raise ArgumentError(f"the host of a repair server is a name or an address, not {host!r}")
     check_number("the port of a repair server", port, 1, 65535)
-    return str(address), port
+    try:
+        found = socket.getaddrinfo(host, port, family, socket.SOCK_DGRAM)
+    except (OSError, UnicodeError) as error:
+        version = "IPv6" if family == socket.AF_INET6 else "IPv4"
+        raise ArgumentError(
+            f"the repair server {host!r} has no address of {version}, as the lines have: {error}; name another"
+        ) from None
+    return str(found[0][4][0]), port
 
 
 class Ear(MulticastListener):
@@ -184,10 +192,10 @@ class Subscriber(ABC):
     successor when the publisher begins another.
 
     What is missing is asked for: with `repair` True from where the feed comes, or from the servers in a list of (host,
-    port), one after the other; with False not at all. A gap is asked for after `patience` seconds, which is time for
-    the other line and for packets that overtake each other, and given up after `give_up` seconds without an answer.
-    Up to `window` messages, and 64 MiB, wait for missing ones. With `ordered` False messages are handed on as they
-    come, each once.
+    port), one after the other, whose names are looked up once, by the constructor; with False not at all. A gap is
+    asked for after `patience` seconds, which is time for the other line and for packets that overtake each other, and
+    given up after `give_up` seconds without an answer. Up to `window` messages, and 64 MiB, wait for missing ones. With
+    `ordered` False messages are handed on as they come, each once.
 
     `interface`, `sources`, `exclude`, `rcvbuf`, `silence` and `seal` are those of `MulticastListener`, for all lines.
     It is registered with `poller`, by default the default poller.
@@ -227,13 +235,15 @@ class Subscriber(ABC):
         self._feed_start = start
         self._feed_wanted_session = None if session is None else session_bytes(session)
         self._feed_asks = bool(repair)
-        self._feed_servers = [] if isinstance(repair, bool) else [_server(one) for one in repair]
-        hosts = [group.address for group in groups] + [host for host, _ in self._feed_servers]
-        if repair and len({":" in host for host in hosts}) > 1:
+        family = socket.AF_INET6 if ":" in groups[0].address else socket.AF_INET
+        if repair and any((":" in group.address) != (family == socket.AF_INET6) for group in groups):
             raise ArgumentError(
-                "the lines and the repair servers are of IPv4 and of IPv6, and one socket asks all of them; give"
-                " addresses of one family, or repair=False"
+                "some lines are of IPv4 and some of IPv6, and one socket asks for what is missing; give lines of one"
+                " family, or do without repair"
             )
+        self._feed_servers: list[tuple[str, int]] = []
+        if not isinstance(repair, bool):
+            self._feed_servers = list(dict.fromkeys(_server(one, family) for one in repair))
         self._feed_window_options: dict[str, Any] = {
             "patience": patience, "give_up": give_up if repair else patience, "limit": window, "ordered": ordered,
             "asks": self._feed_asks,
