@@ -1906,6 +1906,42 @@ def test_replay_takes_a_pace_and_a_count(path: Path) -> None:
         assert command("replay", str(path), "--to", TWO, *wrong).returncode == 2
 
 
+def test_a_recording_begins_another_file_after_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with capture.write(tmp_path / "x.pcapng", every=3600, keep=2) as file:
+        for number, packet in enumerate(packets(12)):
+            file.write(packet)
+            file.flush()
+            now[0] += 1800
+            file.flush()
+            assert number < 1 or file.path != str(tmp_path / "x.pcapng")
+    found = sorted(path.name for path in tmp_path.iterdir())
+    assert found == ["x-00005.pcapng", "x-00006.pcapng"]
+    assert [len(payloads(tmp_path / name)) for name in found] == [2, 2]
+    with pytest.raises(ArgumentError, match="keep"):
+        capture.write(tmp_path / "y.pcapng", keep=2)
+    with pytest.raises(ArgumentError, match="every"):
+        capture.write(tmp_path / "y.pcapng", every=0)
+
+
+def test_record_rotates_by_time(tmp_path: Path) -> None:
+    with Running(
+        "record", f"{GROUP}:{PORT}", "-i", "lo", "-o", str(tmp_path / "x.pcapng"), "--rotate", "0.1s", "-c", "2"
+    ) as recording:
+        recording.until_said("recording")
+        command("send", f"{GROUP}:{PORT}", "one", "-t", "0")
+        first = tmp_path / "x-00001.pcapng"
+        wait_for(lambda: first.exists() and first.stat().st_size and payloads(first), "it is written")
+        time.sleep(1.2)  # the file is looked at once a second
+        command("send", f"{GROUP}:{PORT}", "two", "-t", "0")
+        assert recording.end()[0] == 0
+    assert payloads(tmp_path / "x-00001.pcapng") == [b"one"]
+    assert payloads(tmp_path / "x-00002.pcapng") == [b"two"]
+    for wrong in (["--rotate", "1x"], ["--rotate", "1h", "--rotate", "2h"], ["--keep", "3"]):
+        assert command("record", f"{GROUP}:{PORT}", "-o", str(tmp_path / "y.pcapng"), *wrong).returncode == 2
+
+
 def test_info_says_what_a_file_holds(path: Path) -> None:
     def rtp(number: int) -> bytes:
         return struct.pack("!BBHII", 0x80, 33, number, 0, 7) + bytes(100)

@@ -33,10 +33,10 @@ class Recorder(MulticastListener):
     """Writes every packet of a group to a pcapng file, with the time at which the kernel received it.
 
     `path` is where the file is to be, or a `Writer` that several recorders share, one for each group; they leave its
-    closing to whoever made it. `snaplen`, `rotate` and `keep` are those of `Writer`. Recording ends when the file has
-    `limit` packets. With `seal` (a `sealed.Seal`) it has the packets that open, as they are when opened, or with
-    `keep_sealed` as they came. `rcvbuf`, in bytes, is how much the kernel may keep while the program is busy elsewhere.
-    The other arguments are those of `MulticastListener`.
+    closing to whoever made it. `snaplen`, `rotate`, `every` and `keep` are those of `Writer`. Recording ends when the
+    file has `limit` packets. With `seal` (a `sealed.Seal`) it has the packets that open, as they are when opened, or
+    with `keep_sealed` as they came. `rcvbuf`, in bytes, is how much the kernel may keep while the program is busy
+    elsewhere. The other arguments are those of `MulticastListener`.
 
     The file is brought up to date once a second, and by `close`, which also takes what waits in the kernel. It says
     which groups were joined and how many packets the kernel had to drop. A disk that is full ends the recording: the
@@ -61,6 +61,7 @@ class Recorder(MulticastListener):
         limit: int | None = None,
         snaplen: int | None = None,
         rotate: int | None = None,
+        every: float | None = None,
         keep: int | None = None,
         interface: WhichInterfaces = None,
         sources: Iterable[str] | None = None,
@@ -91,7 +92,11 @@ class Recorder(MulticastListener):
         )
         # After the joins, for they may fail, and an old recording be lost for nothing.
         #: The file.
-        self.file = path if isinstance(path, Writer) else Writer(path, snaplen=snaplen, rotate=rotate, keep=keep)
+        self.file = (
+            path
+            if isinstance(path, Writer)
+            else Writer(path, snaplen=snaplen, rotate=rotate, every=every, keep=keep)
+        )
         names = ", ".join(interface.name for interface in self.interfaces)
         self.file.describe(f"{self.group} joined on {names}")
         for joined in self.interfaces:

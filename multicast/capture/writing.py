@@ -26,13 +26,14 @@ import os
 import socket
 import stat
 import struct
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, Self, TypeAlias
 
 from multicast.batch import Address
-from multicast.errors import ArgumentError, GroupError, PacketSizeError, check_number
+from multicast.errors import ArgumentError, GroupError, PacketSizeError, check_amount, check_number
 
 from .packets import LINKTYPE_ETHERNET, Packet
 
@@ -117,7 +118,8 @@ class Writer:
     `comment` is kept in the file, before the packets. With `snaplen` no more than so many bytes of each packet are
     kept, headers included. With `rotate` the file ends with the packet that makes it so many bytes, and its statistics,
     and the packet after it begins the next one; names are then ``NAME-00001.pcapng`` and so on, after those there are
-    already. `keep` is how many of its own files stay.
+    already. With `every` a file ends so many seconds after its first packet, as soon as `flush` is called. `keep` is
+    how many of its own files stay.
 
     Packets are gathered: call `flush` about once a second, or use a `Recorder`, which does. Use it as a context
     manager, or call `close`, which writes the statistics.
@@ -132,20 +134,29 @@ class Writer:
         comment: str = "",
         snaplen: int | None = None,
         rotate: int | None = None,
+        every: float | None = None,
         keep: int | None = None,
     ) -> None:
         for name, value, least in (("snaplen", snaplen, 64), ("rotate", rotate, 4096), ("keep", keep, 1)):
             if value is not None:
                 check_number(name, value, least)
-        if keep is not None and rotate is None:
-            raise ArgumentError("keep says how many files stay, so it needs rotate, the size at which the next begins")
+        if every is not None:
+            check_amount("every", every, "seconds", zero=False)
+        if keep is not None and rotate is None and every is None:
+            raise ArgumentError(
+                "keep says how many files stay, so it needs rotate, the size at which the next begins, or every, the"
+                " time"
+            )
         self._path = os.fspath(path)
         self._comments = [comment] if comment else []
         self._snaplen = min(snaplen or _LONGEST_FRAME, _LONGEST_FRAME)
         self._rotate: float = math.inf if rotate is None else rotate
         self._keep = keep
         self._files: list[str] = []
-        self._number = 0 if rotate is None else self._highest()
+        self._every = every
+        self._first_at: float | None = None  # when this file got its first packet, on the monotonic clock
+        self._series = rotate is not None or every is not None
+        self._number = self._highest() if self._series else 0
         self._interfaces: dict[str, int] = {}
         self._counted: list[_Counted] = []
         self._statistics_due = False
@@ -198,7 +209,7 @@ class Writer:
 
     def _open(self) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
-        if math.isinf(self._rotate):
+        if not self._series:
             path = self._path
             self._new = not os.path.exists(path)
             # What is there stays until there is a packet to put in its place.
@@ -330,6 +341,7 @@ class Writer:
     def write(self, packet: Packet) -> None:
         """Write one packet. Raises `OSError` when the disk is full; see `flush`."""
         self._begin()
+        self._note_first()
         payload, source, group, port, timestamp, interface, ttl, length = packet
         key = (source, interface, ttl, group, port, len(payload), length if length > len(payload) else 0)
         pack, head, middle, base, total, counted = self._templates.get(key) or self._template(*key)
@@ -352,6 +364,10 @@ class Writer:
             # Files that are mostly head would be of no use, and very many.
             self._full = max(self._rotate, 2 * len(head))
 
+    def _note_first(self) -> None:
+        if self._every is not None and self._first_at is None:
+            self._first_at = time.monotonic()
+
     def _flush_what_is_enough(self) -> None:
         if self._gathered >= _GATHERED or self._size + self._gathered >= self._full:
             self.flush()
@@ -362,6 +378,7 @@ class Writer:
         Raises `OSError` when the disk is full; see `flush`.
         """
         self._begin()
+        self._note_first()
         if len(packets) > 1 and self._may_be_full_with(packets):
             # They may be more than this file has room for. The one after it begins where this one is full.
             half = len(packets) // 2
@@ -464,7 +481,9 @@ class Writer:
         if self._closed or self._between_files or self._keeps_old:
             return
         self._begin()
-        if self._size + self._gathered >= self._full:
+        began = self._first_at
+        late = began is not None and self._every is not None and time.monotonic() - began >= self._every
+        if self._size + self._gathered >= self._full or late:
             self._finish()
             return
         if self._statistics_due:
@@ -553,6 +572,7 @@ class Writer:
         os.close(self._fd)
         self._fd = -1
         self._size = 0
+        self._first_at = None
         for counted in self._counted:  # each file tells of its own packets
             counted.recorded = counted.dropped = 0
             counted.comment, counted.unsure = "", False

@@ -44,7 +44,21 @@ class _SizeType(_Type):
         return int(match[1]) * self._FACTORS[match[2].lower()]
 
 
+class _RotateType(_Type):
+    name = "size"
+    _WRITTEN = re.compile(r"([0-9]+(?:\.[0-9]+)?)(s|min|h|d)", re.IGNORECASE)
+    _SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400}  # noqa: RUF012 -- never changed
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | float:
+        """Return a size as an int, or a time in seconds as a float."""
+        match = self._WRITTEN.fullmatch(str(value).strip())
+        if match is None:
+            return _SIZE.convert(value, param, ctx)
+        return float(match[1]) * self._SECONDS[match[2].lower()]
+
+
 _SIZE = _SizeType()
+_ROTATE = _RotateType()
 
 
 
@@ -63,8 +77,9 @@ _SIZE = _SizeType()
               help="The file to write, in pcapng. One that is there is replaced.")
 @count_option("Stop after N packets.")
 @deadline_option("Stop after so many seconds.")
-@click.option("--rotate", type=_SIZE, metavar="SIZE",
-              help="Begin another file when this one has SIZE bytes, as 100M: NAME-00001.pcapng and so on.")
+@click.option("--rotate", "rotations", type=_ROTATE, metavar="SIZE|TIME", multiple=True,
+              help="Begin another file when this one has SIZE bytes, as 100M, or is as old as TIME, as 10min, 1h or 1d:"
+                   " NAME-00001.pcapng and so on. Both may be given.")
 @click.option("--keep", type=click.IntRange(min=1), metavar="N", help="With --rotate: keep the N latest files.")
 @click.option("--snaplen", type=click.IntRange(min=64), metavar="N",
               help="Keep the first N bytes of each packet, headers included.")
@@ -81,7 +96,7 @@ def record(
     path: str,
     count: int | None,
     deadline: float | None,
-    rotate: int | None,
+    rotations: tuple[int | float, ...],
     keep: int | None,
     snaplen: int | None,
     expression: str | None,
@@ -96,15 +111,19 @@ def record(
     """
     if path == "-":
         raise click.UsageError("-o: give the name of a file; a recording is not written to a pipe")
-    if keep is not None and rotate is None:
-        raise click.UsageError("--keep says how many files stay, so it needs --rotate SIZE")
+    rotate = next((one for one in rotations if isinstance(one, int)), None)
+    every = next((one for one in rotations if isinstance(one, float)), None)
+    if len(rotations) > (rotate is not None) + (every is not None):
+        raise click.UsageError("--rotate: give one size and one time at the most")
+    if keep is not None and not rotations:
+        raise click.UsageError("--keep says how many files stay, so it needs --rotate")
     if rotate is not None and rotate < 4096:
         raise click.UsageError(f"--rotate: {rotate} bytes are no room for packets; 4096 are the least")
     if keep_sealed and seal is None:
         raise click.UsageError("--sealed says what becomes of packets that open, so it needs --key FILE")
     wanted = list(dict.fromkeys(groups or (Group(),)))
     with Poller() as poller:
-        file = capture.Writer(path, snaplen=snaplen, rotate=rotate, keep=keep)
+        file = capture.Writer(path, snaplen=snaplen, rotate=rotate, every=every, keep=keep)
         with file, wording("--filter"), _written_on_signal(poller, file):
             recorders = [
                 capture.Recorder(
