@@ -347,6 +347,28 @@ def test_answers_that_come_twice_are_waited_for_longer_but_not_long() -> None:
     assert waits[-1] == pytest.approx(0.001, rel=0.05)
 
 
+def test_a_server_that_is_gone_is_not_flooded() -> None:
+    one = window()
+    one.add(2, messages(2, 1), 0.0)
+    assert one.due(0.0, 10) == [(1, 1)]
+    one.add(1, messages(1, 1), 0.0002, repair=True)
+    numbers(one)
+    for number in range(4, 1000, 2):
+        one.add(number, messages(number, 1), 1.0)
+    now, requests = 1.0, [1.0 for _ in one.due(1.0, 10)]
+    while not (told := numbers(one)):
+        now = max(now, one.next_due())
+        one.expire(now)
+        requests += [now for _ in one.due(now, 10)]
+    # All are told at the same time, those as well that waited for their turn.
+    assert now == pytest.approx(3.0, abs=0.001)
+    assert len(told) == 998 - 2
+    assert one.clear
+    # 64 gaps are asked for at the same time.
+    assert 64 * 30 <= len(requests) < 64 * 60
+    assert len([at for at in requests if at < 1.12]) >= 64 * 24
+
+
 def test_what_nobody_has_is_told_in_its_place() -> None:
     one = window(give_up=1.0)
     one.add(1, messages(1, 2), 0.0)

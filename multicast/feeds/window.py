@@ -26,6 +26,9 @@ _FIRST_WAIT, _LEAST_WAIT = 0.1, 0.001
 _MOST_STRETCH, _LATEST = 32.0, 0.02
 # So many attempts fit into `give_up`: at 30 % loss both ways one of 10^8 messages needs more.
 _ATTEMPTS = 30
+# So many are a few round trips apart: at 30 % loss both ways one of 10^7 gaps needs more, before a window fills. After
+# that the server is gone, or refuses for want of an allowance, and more would be a flood.
+_QUICK = 24
 # How many requests may wait for their answers.
 _IN_FLIGHT = 64
 
@@ -102,6 +105,7 @@ class Window:
         self.given_up_lately: deque[Lost] = deque(maxlen=64)
         #: All of that is before this number.
         self.given_up_before = 0
+        self._answered = -math.inf  # when something came last that was asked for
         self._others = 1.0
         self._round_trip = self._variation = -1.0
         self._stretch = 1.0  # by how much longer than measured an answer takes
@@ -219,6 +223,8 @@ class Window:
                 place += 1
                 continue
             low, high = max(gap.first, first), min(gap.end, end)
+            if gap.asked:
+                self._answered = now
             self._note_repair(gap, high - low, now, repair)
             rest = []
             if gap.first < low:
@@ -326,16 +332,23 @@ class Window:
         asked = sum(gap.asked > 0 for gap in self._gaps)
         soonest = math.inf
         for gap in self._gaps:
-            if gap.asked or not self._asks:
-                soonest = min(soonest, gap.progress + self._give_up)
+            soonest = min(soonest, self._waits_since(gap) + self._give_up)
             if self._asks and (gap.asked or asked < _IN_FLIGHT):
                 soonest = min(soonest, gap.due)
         return soonest
 
+    def _waits_since(self, gap: _Gap) -> float:
+        """Return since when a gap waits in vain. One whose turn to be asked for has not come waits while others get no
+        answers.
+        """
+        if gap.asked or not self._asks:
+            return gap.progress
+        return max(gap.progress + self._patience, self._answered)
+
     def expire(self, now: float) -> None:
         """Give up what was asked for long enough without any progress; without asking, what is missing long enough."""
         for gap in list(self._gaps):
-            if (gap.asked or not self._asks) and now - gap.progress >= self._give_up - 1e-9:
+            if now - self._waits_since(gap) >= self._give_up - 1e-9:
                 self._lose(gap, gap.end, "unanswered" if self._asks else "missing")
 
     def due(self, now: float, chunk: int) -> list[tuple[int, int]]:
@@ -364,7 +377,12 @@ class Window:
             wait = self._wait
             most = max(wait, min(4 * wait, self._give_up / _ATTEMPTS))
             first = max(wait, min(self._stretch * wait, _LATEST))
-            gap.due = now + (min(wait * 2**gap.asked, most) if gap.asked else first)
+            if not gap.asked:
+                gap.due = now + first
+            elif gap.asked < _QUICK:
+                gap.due = now + min(wait * 2**gap.asked, most)
+            else:
+                gap.due = now + max(most, min(most * 2 ** (gap.asked - _QUICK + 1), self._give_up / _ATTEMPTS))
             gap.asked += 1
             gap.asked_at = now
             wanted.append((gap.first, gap.end - gap.first))
