@@ -29,7 +29,7 @@ else:
 _RCVBUF = 4 << 20
 _CAUSES = {
     "unanswered": "nobody answered the requests for it",
-    "history": "those that have had it have it no more",
+    "history": "those that are asked do not have it any more",
     "window": "too much came after it",
     "missing": "it came by no line",
     "session": "another session has begun",
