@@ -845,12 +845,13 @@ def test_a_repair_server_answers_when_the_publisher_does_not() -> None:
         assert publisher.statistics().repairs == 0
 
 
-def test_what_a_repair_server_has_missed_as_well_comes_from_the_publisher_by_it() -> None:
+@pytest.mark.parametrize("times", [1, 2])
+def test_what_a_repair_server_has_missed_as_well_comes_from_the_publisher_by_it(times: int) -> None:
     with Network(seed=2, delay=0.0002) as net:
         with net.host(2):
             server = feeds.RepairServer(LINE, port=5999)
         with net.host(3):
-            board = Board(repair=[("10.0.0.2", 5999), ("10.0.0.2", 5999)])
+            board = Board(repair=[("10.0.0.2", 5999)] * times)
         publisher = feeds.Publisher(GROUP, PORT)
         publisher.publish("message 1")
         net.advance(0.1)
@@ -1023,6 +1024,18 @@ def test_what_came_before_a_failure_of_the_iterable_is_sent(wrong: Any) -> None:
             net.advance(0.1)
         net.advance(0.1)
         assert board.told == texts(3)
+        assert publisher.closed
+
+
+def test_the_end_before_the_first_poll_holds() -> None:
+    with Network() as net:
+        board = Board()
+        publisher = Feed(feed(3), GROUP, PORT)
+        publisher.publish("message 1")
+        publisher.end()
+        net.advance(5)
+        assert board.told == texts(1)
+        assert board.ends == 1
         assert publisher.closed
 
 

@@ -342,7 +342,7 @@ class Publisher(Multicaster):
                     carried = message
                     break
                 messages.append(message)
-            if source is not None and carried is None and size < fill:
+            if source is not None and not self._feed_over and carried is None and size < fill:
                 try:
                     for message in source:
                         if type(message) is not bytes:
