@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import multicast
-from multicast import ArgumentError, PacketSizeError, PacketTypeError, Poller, aio, feeds, sendto
-from multicast.feeds import moldudp64
+from multicast import ArgumentError, PacketSizeError, PacketTypeError, Poller, aio, feeds, interfaces, sendto
+from multicast.feeds import moldudp64, publisher
 from multicast.feeds.history import History
 from multicast.feeds.moldudp64 import END, HEADER, pack, parse, split
 from multicast.feeds.publisher import new_session
@@ -196,6 +196,29 @@ def test_repairs_to_the_group_alone_tell_a_requester_nothing() -> None:
     answer = answers.request(HEADER.pack(SESSION, 5, 1), "A", 1.0, group_only=True)
     assert answer is not None
     assert answer.to_group
+
+
+def test_by_default_only_hosts_on_connected_networks_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def route(host: str) -> interfaces.Route | None:
+        asked.append(host)
+        return {
+            "10.0.0.7": interfaces.Route("eth0", "10.0.0.1"),
+            "192.0.2.7": interfaces.Route("eth0", "10.0.0.1", "10.0.0.254"),
+        }.get(host)
+
+    monkeypatch.setattr(publisher, "route", route)
+    access = publisher.Access("connected")
+    hosts = ["10.0.0.7", "192.0.2.7", "198.51.100.7", "127.0.0.1", "fe80::1%eth0"]
+    allowed = [access.allows(multicast.Address((host, 5000)), 1.0) for host in hosts * 2]
+    assert allowed == [True, False, False, True, True] * 2
+    assert asked == hosts[:3], "the answer holds for a while"
+    assert not access.allows(multicast.Address(("10.0.0.7", 53)), 1.0), "no service is answered"
+    access.allows(multicast.Address(("10.0.0.7", 5000)), 20.0)
+    assert asked[3:] == ["10.0.0.7"]
+    assert publisher.Access("all").allows(multicast.Address(("192.0.2.7", 5000)), 1.0)
+    assert not publisher.Access("none").allows(multicast.Address(("10.0.0.7", 5000)), 1.0)
 
 
 def test_what_is_no_request_is_counted_by_its_cause() -> None:
@@ -383,6 +406,17 @@ def test_what_nobody_has_is_told_in_its_place() -> None:
     one.gone(8)
     assert numbers(one) == [Lost(7, 1, "history")]
     assert one.due(2.0, 10) == [(8, 1)]
+
+
+def test_giving_up_is_counted_from_the_first_request() -> None:
+    one = window(patience=5.0, give_up=1.0)
+    one.heard(2, 0.0)
+    assert one.due(4.9, 10) == []
+    assert one.due(5.0, 10) == [(1, 1)]
+    one.expire(5.9)
+    assert numbers(one) == []
+    one.expire(6.0)
+    assert numbers(one) == [Lost(1, 1, "unanswered")]
 
 
 def test_an_answer_that_begins_later_says_what_is_gone() -> None:

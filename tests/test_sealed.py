@@ -145,6 +145,23 @@ def test_a_packet_below_the_window_is_refused_and_one_at_its_edge_is_not() -> No
     assert opener.open(packets[65]) == b"x"
 
 
+def test_after_a_jump_all_within_the_window_are_accepted() -> None:
+    seal = Seal(KEY, window=64)
+    sealer, opener = seal.sealer(), seal.opener()
+    packets = [sealer.seal(b"x") for _ in range(200)]
+    assert None not in opened(opener, packets[:64])
+    assert opener.open(packets[163]) == b"x"
+    assert opened(opener, packets[100:163]) == [b"x"] * 63
+    assert opened(opener, packets[100:164]) == [None] * 64
+
+
+def test_a_session_that_is_known_makes_no_other_give_way() -> None:
+    seal = Seal(KEY, sessions=2)
+    one, two, opener = seal.sealer(), seal.sealer(), seal.opener()
+    for _ in range(5):
+        assert opened(opener, [one.seal(b"1"), two.seal(b"2"), two.seal(b"3")]) == [b"1", b"2", b"3"]
+
+
 @pytest.mark.parametrize("offset, accepted", [(-31, False), (-29, True), (0, True), (29, True), (31, False)])
 def test_a_packet_of_another_time_is_refused(offset: float, accepted: bool) -> None:
     clock = helpers.Clock(1_700_000_000.0)
