@@ -246,7 +246,7 @@ class Sealer:
             self._renew()
         with self._lock:
             number = self._next
-            if number == _NO_NUMBER:
+            if number >= _NO_NUMBER:
                 self._begin_session()
                 number = 0
             self._next = number + _STEP
@@ -266,15 +266,16 @@ class Sealer:
             packet = encode(packet, longest, OVERHEAD)
         if self._generation != _generation:
             self._renew()
-        # What `_number` does, without a call.
+        now = int(self._clock() * 1000)
         with self._lock:
             number = self._next
-            if number == _NO_NUMBER:
-                self._begin_session()
-                number = 0
             self._next = number + _STEP
             head, _, encrypt = self._state
-        nonce = (number | int(self._clock() * 1000)).to_bytes(12, "big")
+        try:
+            nonce = (number | now).to_bytes(12, "big")
+        except OverflowError:  # the numbers of the session are used up
+            number, session, encrypt = self._number()
+            head, nonce = self._secret.packet + session, (number | now).to_bytes(12, "big")
         header = head + nonce
         return header + encrypt(nonce, packet, header)
 
@@ -405,17 +406,18 @@ class Opener:
     def open_all(self, packets: Iterable[bytes]) -> list[bytes | None]:
         """Return what `open` returns for each of `packets`, which takes less time for many."""
         now = self._clock()
-        sessions, window = self._sessions, self._window
+        find, window, from_bytes = self._sessions.get, self._window, int.from_bytes
         if self._max_age is None:
             oldest, newest = 0, _LOW
         else:
             oldest, newest = int(now * 1000) - self._max_age, int(now * 1000) + self._max_age
         opened: list[bytes | None] = []
+        put = opened.append
         for packet in packets:
             # The key is part of the name: a session under another key is another session.
-            state = sessions.get(packet[:12])
+            state = find(packet[:12])
             nonce = packet[12:_HEADER]
-            number = int.from_bytes(nonce, "big")
+            number = from_bytes(nonce, "big")
             sealed_at = number & _LOW
             number >>= 48
             known = state is not None
@@ -454,7 +456,7 @@ class Opener:
                 state.note(number)
             if sealed_at > state.latest:
                 state.latest = sealed_at
-            opened.append(plain)
+            put(plain)
         return opened
 
     def open_reply(self, packet: bytes, requests: Mapping[bytes, bytes]) -> bytes | None:

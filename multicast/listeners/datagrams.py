@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from operator import length_hint
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from multicast import batch, filters
 from multicast.batch import Address
@@ -350,7 +350,8 @@ class DatagramListener(Dispatcher):
             addresses = [addr for data, addr in zip(opened, addresses, strict=True) if data is not None]
             self._not_opened += len(opened) - len(addresses)
             self._seal_bytes += sum(len(packet) for packet, data in zip(packets, opened, strict=True) if data is None)
-        plain = [data for data in opened if data is not None]
+            opened = [data for data in opened if data is not None]
+        plain = cast(list[bytes], opened)
         self._seal_bytes += self._opener.overhead * len(plain)
         return plain, addresses
 
