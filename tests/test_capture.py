@@ -667,6 +667,19 @@ def test_what_is_no_udp_packet_is_counted() -> None:
             assert reader.counts == capture.Counts(other=5, malformed=4)
 
 
+def test_the_authentication_header_of_ipv4_is_stepped_over() -> None:
+    inner = udp(b"within")
+    ah = struct.pack(">BB22x", 17, 4)  # 24 bytes, with a check value of 12 (RFC 4302 section 2)
+    around_tcp = struct.pack(">BB22x", 6, 4)
+    # Several alike after each other, as they are read as a run where that is possible.
+    frames = [ipv4(ah + udp(b"%06d" % number), protocol=51) for number in range(6)]
+    frames += [ipv4(ah[:8], protocol=51), ipv4(around_tcp + inner, protocol=51)]
+    for data in (pcap(frames, 101), section() + interface(101) + b"".join(map(enhanced, frames))):
+        with of(data) as reader:
+            assert [packet.payload for packet in reader] == [b"%06d" % number for number in range(6)]
+            assert reader.counts == capture.Counts(other=1, malformed=1)
+
+
 def test_headers_with_options_and_extensions_are_passed() -> None:
     inner = udp(b"x")
     hop = struct.pack(">BB6x", 60, 0)

@@ -245,6 +245,13 @@ class Decoder:
         (total,) = _SHORT.unpack_from(data, start + 2)
         (offset,) = _SHORT.unpack_from(data, start + 6)
         ttl, protocol = data[start + 8], data[start + 9]
+        if protocol == _AUTHENTICATION and not offset & 0x3FFF:
+            # RFC 4302 section 2: the next protocol, and the length in words of four bytes less two.
+            if start + header + 12 > min(end, start + total):
+                self.counts.malformed += 1
+                return None
+            protocol = data[start + header]
+            header += 4 * (data[start + header + 1] + 2)
         if protocol != _UDP:
             self.counts.other += 1
             return None
