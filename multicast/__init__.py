@@ -19,6 +19,7 @@ from __future__ import annotations
 from .batch import Address
 from .errors import (
     ArgumentError,
+    BridgeError,
     CaptureError,
     FilterError,
     FrameError,
@@ -42,6 +43,7 @@ from .sockets import Group, Scope
 __all__ = [
     "Address",
     "ArgumentError",
+    "BridgeError",
     "CaptureError",
     "DatagramListener",
     "Dispatcher",

@@ -118,6 +118,10 @@ class CaptureError(MulticastError, ValueError):
     """A capture file is malformed, cut short or of an unknown kind; the message gives the offset in bytes."""
 
 
+class BridgeError(MulticastError, ConnectionError):
+    """The server of a bridge refuses it."""
+
+
 class NoReply(MulticastError, TimeoutError):
     """No reply came within the time given."""
 

@@ -60,11 +60,20 @@ _HELP = {
     "duplicates": "Packets that arrived again.",
     "reordered": "Packets that arrived out of order.",
     "restarts": "Times a source began its numbers anew.",
+    "received": "Packets heard in the groups of this network.",
+    "published": "Packets handed to the client of the server.",
+    "overflowed": "Packets that the kernel dropped before they were read.",
+    "told": "Messages that came from the server.",
+    "injected": "Packets sent to groups of this network.",
+    "discarded": "Messages that were not injected, by cause.",
+    "held": "Packets that wait for room in the queue of an interface.",
+    "gaps": "Messages that were published elsewhere and did not come.",
+    "disconnects": "Connections to a server that were lost.",
     "jitter": "Variation of the transit time in seconds (RFC 3550 section 6.4.1).",
 }
 
 # Fields that are a state, and no count.
-_STATES = frozenset({"history", "missing", "waiting"})
+_STATES = frozenset({"held", "history", "missing", "waiting"})
 
 _Labels = tuple[tuple[str, str], ...]
 #: Name without the prefix, whether it is a counter, labels.

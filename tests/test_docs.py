@@ -94,3 +94,26 @@ def test_the_picture_of_the_layers_has_every_room_on_its_level() -> None:
         elif level is not None and text.isidentifier():
             drawn[text] = level
     assert drawn == {room: level for room, level in test_frame.LEVELS.items() if room != "__main__"}
+
+
+def test_the_bridge_in_containers_is_valid_yaml_and_a_command_that_is_understood() -> None:
+    yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
+    compose = yaml.safe_load((DOCS / "bridge" / "compose.yaml").read_text())
+    (deployment,) = yaml.safe_load_all((DOCS / "bridge" / "kubernetes.yaml").read_text())
+    assert set(compose) == {"services"}
+    bridge = compose["services"]["bridge"]
+    assert bridge["network_mode"] == "host"
+    assert (deployment["apiVersion"], deployment["kind"]) == ("apps/v1", "Deployment")
+    template = deployment["spec"]["template"]
+    assert deployment["spec"]["selector"]["matchLabels"] == template["metadata"]["labels"]
+    assert template["spec"]["hostNetwork"] is True
+    (container,) = template["spec"]["containers"]
+    names = {one["name"] for one in container["env"]} | set(bridge["environment"])
+    program = _app.program.make_context("multicast", [], resilient_parsing=True)
+    for name, *arguments in (bridge["command"], container["args"]):
+        command = _app.program.get_command(program, name)
+        assert command is not None
+        context = command.make_context(name, arguments, program)
+        assert context.params["site"]
+        given = {variable for one in command.params for variable in [one.envvar] if isinstance(variable, str)}
+        assert names <= given | {"NATS_TOKEN"}

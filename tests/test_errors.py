@@ -24,6 +24,7 @@ ALSO = {
     "FrameError": (ValueError,),
     "CaptureError": (ValueError,),
     "MessagesLost": (LookupError,),
+    "BridgeError": (ConnectionError,),
     "NoReply": (TimeoutError,),
 }
 

@@ -39,6 +39,7 @@ LEVELS = {
     "aio": 3,
     "testing": 3,
     "doctor": 3,
+    "bridge": 3,
     "metrics": 3,
     "cli": 4,
     "__main__": 5,
@@ -53,12 +54,13 @@ SIDEWAYS = {
     ("feeds", "discovery"),
     ("aio", "feeds"),
     ("doctor", "feeds"),
+    ("bridge", "aio"),
 }
 PRIVATE = {"_batch": "batch"}  # and who alone may import it
 # What is written without I/O, and so can be tested with a loop.
 WITHOUT_IO = (
     "discovery/rules.py", "streams/framers.py", "feeds/moldudp64.py", "feeds/history.py", "feeds/repairs.py",
-    "feeds/window.py",
+    "feeds/window.py", "bridge/buffer.py", "bridge/arrivals.py", "bridge/leases.py",
 )
 FACADE = "__init__"
 

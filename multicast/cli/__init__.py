@@ -21,6 +21,7 @@ COMMANDS = {
     "respond": "answer requests to a group",
     "publish": "publish messages as a sequenced feed",
     "subscribe": "print the messages of a sequenced feed, in order, without gaps",
+    "bridge": "carry groups to other sites, over NATS",
     "ping": "ping a group: who is there, how far, how much is lost",
     "top": "show rate, loss and jitter of each source, live",
     "bench": "measure throughput, loss and delay",
@@ -43,6 +44,8 @@ _EXTRAS = {
     "h11": "web",
     "prometheus_client": "metrics",
     "cryptography": "secure",
+    "nats": "bridge",
+    "nkeys": "bridge",
 }
 
 

@@ -13,7 +13,7 @@ import ipaddress
 import json
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import h11
 
@@ -209,3 +209,20 @@ class _Client(Stream):
         data = self._http.send(event)
         if data:
             self.write(data)
+
+
+def serve_metrics(address: tuple[str, int], *sources: Any, poller: Poller) -> Server:
+    """Answer requests for ``/metrics`` at an address with what `sources` count, as `metrics.collector` takes them."""
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.exposition import choose_encoder
+
+    from multicast.metrics import collector
+
+    registry = CollectorRegistry()
+    registry.register(collector(*sources))
+
+    def answer(accept: str) -> Body:
+        encode, content_type = choose_encoder(accept)
+        return Body(content_type, encode(registry))
+
+    return Server(*address, {"/metrics": answer}, poller=poller)

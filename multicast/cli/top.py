@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from multicast.sealed import Seal
 
-    from ._web import Body, Events, Server
+    from ._web import Events, Server
 
 SORTS = ("rate", "bytes", "loss", "jitter")
 
@@ -454,25 +454,6 @@ def _web_row(flow: Flow, source: str) -> dict[str, object]:
     }
 
 
-def _serve_metrics(measurement: _Measurement, address: tuple[str, int], poller: Poller) -> Server:
-    """Answer requests for the metrics of a measurement."""
-    from prometheus_client import CollectorRegistry
-    from prometheus_client.exposition import choose_encoder
-
-    from multicast.metrics import collector
-
-    from ._web import Body, Server
-
-    registry = CollectorRegistry()
-    registry.register(collector(measurement.probes, measurement.meters))
-
-    def answer(accept: str) -> Body:
-        encode, content_type = choose_encoder(accept)
-        return Body(content_type, encode(registry))
-
-    return Server(*address, {"/metrics": answer}, poller=poller)
-
-
 def _plain(out: Output, measurement: _Measurement, sort: str) -> None:
     """Write a line for each flow that sent something in the last second."""
     now = time.time_ns()
@@ -643,7 +624,10 @@ def _run(
                 page = _Page(measurement, web, poller)
                 out.say(f"the table is at {page.server.url}")
             if metrics is not None:
-                out.say(f"metrics are at {_serve_metrics(measurement, metrics, poller).url}")
+                from ._web import serve_metrics
+
+                server = serve_metrics(metrics, measurement.probes, measurement.meters, poller=poller)
+                out.say(f"metrics are at {server.url}")
             if live:
                 screen = _Screen(out, Table(measurement, sort), poller, measurement.reset)
                 with screen.shown():
