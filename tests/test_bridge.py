@@ -118,6 +118,17 @@ class Network:
         return running
 
 
+def send_until(network: Network, site: str, ear: Keeper, packet: bytes) -> None:
+    """Send a packet again and again until one has come, and wait for those under way."""
+    deadline = time.monotonic() + helpers.PATIENCE
+    while packet not in ear.packets:
+        assert time.monotonic() < deadline, f"{packet!r} does not come"
+        network[site].send(packet)
+        network.poller.poll(0.2)
+    time.sleep(0.3)
+    network.poller.poll(0)
+
+
 def event_of(running: Running, name: str) -> dict[str, Any]:
     """Wait for an event of a bridge."""
     while line := running.line():
@@ -306,23 +317,24 @@ def test_packets_are_injected_again_when_their_interface_is_back(make: Any) -> N
     plug()
     with tokyo.inside():
         there = Keeper(None, GROUP, PORT, interface="d0", poller=network.poller)
-    deadline = time.monotonic() + helpers.PATIENCE
-    while not there.packets:
-        assert time.monotonic() < deadline
-        network["berlin"].send(b"again")
-        network.poller.poll(0.2)
-    assert there.packets[0] == b"again"
+    send_until(network, "berlin", there, b"again")
     assert summary(two)["discarded"]["failed"] >= 1
 
 
 def test_a_new_address_of_the_host_does_not_make_a_loop(network: Network) -> None:
+    tokyo = network["tokyo"].host
+    tokyo.ip("link add d0 type veth peer name d1", "address add 10.55.0.1/24 dev d0", "link set d0 up")
+    tokyo.ip("link set d1 up")
     network.bridge("berlin")
-    two = network.bridge("tokyo", interface="e0")
-    network["tokyo"].host.ip("address del 10.99.2.2/24 dev e0", "address add 10.99.2.3/24 dev e0")
-    wait_for(lambda: len(statuses(network)) == 2, "tokyo is connected again")
+    two = network.bridge("tokyo", interface="d0")
+    tokyo.ip("address del 10.55.0.1/24 dev d0", "address add 10.55.0.2/24 dev d0")
+    with tokyo.inside():
+        there = Keeper(None, GROUP, PORT, interface="d0", poller=network.poller)
     network["berlin"].send(b"x")
-    wait_for(lambda: any(one["statistics"]["injected"] for one in statuses(network)), "it has crossed")
+    settle(network.poller, lambda: there.packets)
     time.sleep(0.3)
+    network.poller.poll(0)
+    assert [addr.host for addr in there.addrs] == ["10.55.0.2"]
     counts = summary(two)
     assert (counts["injected"], counts["published"], counts["filtered"]["injected"]) == (1, 0, 1)
 
@@ -423,25 +435,23 @@ def test_another_bridge_of_the_site_takes_over_when_one_is_killed(network: Netwo
     network.bridge("tokyo")
     pair = [network.bridge("berlin"), network.bridge("berlin", active=False)]
     there = network["tokyo"].listen()
-    network["berlin"].send(b"before")
-    settle(network.poller, lambda: there.packets)
+    send_until(network, "berlin", there, b"before")
     pair[0].process.kill()
     pair[0].process.wait(helpers.PATIENCE)
     assert event_of(pair[1], "leases")["active"] == 1
-    network["berlin"].send(b"after")
-    settle(network.poller, lambda: len(there.packets) == 2)
-    assert there.packets == [b"before", b"after"]
+    send_until(network, "berlin", there, b"after")
 
 
 def test_a_bridge_that_was_stopped_does_not_double_packets_when_it_goes_on(network: Network) -> None:
     network.bridge("tokyo")
     pair = [network.bridge("berlin"), network.bridge("berlin", active=False)]
     there = network["tokyo"].listen()
-    network["berlin"].send(b"0")
-    settle(network.poller, lambda: there.packets)
+    send_until(network, "berlin", there, b"first")
     pair[0].interrupt(signal.SIGSTOP)
     assert event_of(pair[1], "leases")["active"] == 1
-    for number in range(1, 30):
+    send_until(network, "berlin", there, b"second")
+    there.packets.clear()
+    for number in range(30):
         network["berlin"].send(b"%d" % number)
     settle(network.poller, lambda: len(there.packets) == 30)
     pair[0].interrupt(signal.SIGCONT)
@@ -451,9 +461,7 @@ def test_a_bridge_that_was_stopped_does_not_double_packets_when_it_goes_on(netwo
     time.sleep(0.3)
     network.poller.poll(0)
     assert there.packets == [b"%d" % number for number in range(31)]
-    counts = summary(pair[0])
-    assert counts["published"] == 1
-    assert counts["filtered"]["standby"] >= 29
+    assert summary(pair[0])["filtered"]["standby"] >= 30
 
 
 def test_packets_wait_while_the_server_is_away(network: Network) -> None:
@@ -539,25 +547,10 @@ def test_with_one_server_of_a_cluster_killed_packets_go_by_the_other(make: Any) 
     network.bridge("berlin", via=urls["berlin"])
     network.bridge("tokyo", via=urls["tokyo"])
     there = network["tokyo"].listen()
-    network["berlin"].send(b"by any")
-    settle(network.poller, lambda: there.packets)
+    send_until(network, "berlin", there, b"by any")  # servers tell each other of subscriptions in their own time
     first.kill()
     first.wait(helpers.PATIENCE)
-    late: list[float] = []
-
-    def until() -> bool:
-        if not late or time.monotonic() - late[-1] > 0.2:
-            late.append(time.monotonic())
-            network["berlin"].send(b"by the other")
-        return len(there.packets) > 1
-
-    timer = network.poller.call_later(0.2, network.poller.stop)
-    deadline = time.monotonic() + helpers.PATIENCE
-    while not until():
-        assert time.monotonic() < deadline
-        network.poller.poll(0.1)
-    timer.cancel()
-    assert there.packets[1] == b"by the other"
+    send_until(network, "berlin", there, b"by the other")
 
 
 def test_a_hostile_publisher_injects_nothing_that_was_not_named(network: Network) -> None:

@@ -595,8 +595,13 @@ class Bridge:
             changed = self._leases.tick(now)
             await self._tell("state" if changed else "beat")
             if changed or self._renewed:
+                try:
+                    await self._follow_leases()
+                except Exception as error:  # the connection broke off meanwhile: once more, when it is there again
+                    _log.debug("bridge: not subscribed: %s", error)
+                    self._renewed = True
+                    continue
                 self._renewed = False
-                await self._follow_leases()
                 self.handle_active(len(self._leases.held), len(self._crossings))
             self._wake.set()
 
