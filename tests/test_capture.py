@@ -19,7 +19,7 @@ import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import helpers
 import netns
@@ -33,7 +33,8 @@ from programs import multicast as command
 import multicast.senders.multicaster
 from multicast import ArgumentError, CaptureError, InterfaceError, Multicaster, Poller, capture, sendto, testing
 from multicast.batch import Address
-from multicast.capture import Packet, Recorder, Replayer, runs
+from multicast.capture import Counts, Packet, Recorder, Replayer, runs
+from multicast.capture.runs import Run
 from multicast.cli.replay import _contents
 
 GROUP, PORT = "239.7.1.1", 7101
@@ -270,19 +271,36 @@ def test_files_rotate_and_the_latest_are_kept(tmp_path: Path) -> None:
     what = packets(300)
     (tmp_path / "feed-00007.pcapng").write_bytes(b"of another run")
     (tmp_path / "feed-now.pcapng").write_bytes(b"of somebody else")
+    with capture.write(tmp_path / "feed.pcapng", rotate=5000, keep=2):
+        pass
+    assert len(list(tmp_path.iterdir())) == 3, "an empty file takes the place of none"
+    (tmp_path / "feed-00008.pcapng").unlink()
     with capture.write(tmp_path / "feed.pcapng", comment="feed", rotate=5000, keep=2) as file:
         for packet in what:
             file.write(packet)
             file.flush()
     names = sorted(file.name for file in tmp_path.iterdir())
-    assert names[0] == "feed-00007.pcapng", "what another run wrote stays"
     assert names[-1] == "feed-now.pcapng"
-    kept = [readable(tmp_path / name) for name in names[1:-1]]
+    kept = [readable(tmp_path / name) for name in names[:-1]]
     assert len(kept) == 2
     assert [packet.payload for one in kept for packet in one] == [
         packet.payload for packet in what[300 - sum(map(len, kept)) :]
     ]
-    assert all(5000 <= (tmp_path / name).stat().st_size < 5400 for name in names[1:-2])
+    assert all(5000 <= (tmp_path / name).stat().st_size < 5400 for name in names[:-2])
+
+
+def test_files_of_earlier_runs_count_among_those_that_are_kept(tmp_path: Path) -> None:
+    for _ in range(3):
+        with capture.write(tmp_path / "feed.pcapng", every=3600, keep=2) as file:
+            file.write(packets(1)[0])
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["feed-00002.pcapng", "feed-00003.pcapng"]
+
+
+@pytest.mark.parametrize("name", ["x.pcap", "x.cap", "x.pcapng.gz", "x.pcapng.zst"])
+def test_a_recording_is_not_written_as_what_it_is_not(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ArgumentError, match=r"recordings are pcapng; write .*x\.pcapng(, and compress|$)"):
+        capture.write(tmp_path / name)
+    assert not list(tmp_path.iterdir())
 
 
 def recorded_as(what: Iterable[Packet]) -> tuple[list[bytes], list[Address]]:
@@ -552,6 +570,39 @@ def test_the_longer_records_of_an_old_tcpdump_are_read(order: str) -> None:
         list(of(data[:-len(frames[-1]) - 1]))
 
 
+def odd_files() -> dict[str, bytes]:
+    """Return files whose lengths do not fit, though all bytes are there: frames of 46 bytes, 20 of them."""
+    frames = [ETHERNET + ipv4(udp(b"%04d" % number)) for number in range(20)]
+    beyond = pcap(frames, snaplen=40)
+    records = b"".join(struct.pack("<IIII", 1, number, 46, 45) + frame for number, frame in enumerate(frames))
+    return {
+        "pcap beyond the snaplen": beyond,
+        "pcap longer than it was": beyond[:16] + b"\0\0\4\0" + beyond[20:24] + records,
+        "pcapng beyond the snaplen": section() + interface(snaplen=40) + b"".join(map(enhanced, frames)),
+        "pcapng longer than it was": section() + interface() + b"".join(enhanced(one, original=45) for one in frames),
+    }
+
+
+@pytest.mark.parametrize("name", odd_files())
+def test_frames_longer_than_the_file_says_are_read_and_counted(name: str) -> None:
+    expected = [b"%04d" % number for number in range(20)]
+    with of(odd_files()[name]) as reader:
+        assert [packet.payload for packet in reader] == expected
+        assert reader.counts == Counts(oversize=20)
+    with of(odd_files()[name]) as reader:
+        items = list(reader.runs())
+        assert any(isinstance(item, Run) for item in items)
+        assert reader.counts.oversize == 20
+
+
+def test_packets_that_a_device_was_to_cut_have_no_length() -> None:
+    four, six = ipv4(udp(b"offloaded")), ipv6(udp(b"offloaded"))
+    frames = [ETHERNET + four[:2] + b"\0\0" + four[4:], MACS + b"\x86\xdd" + six[:4] + b"\0\0" + six[6:]]
+    with of(pcap([frame + bytes(6) for frame in frames])) as reader:  # filled up, as short frames are
+        assert [packet.payload for packet in reader] == [b"offloaded"] * 2
+        assert reader.counts == Counts()
+
+
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("unit", [1, 1000])
 def test_pcap_is_read_in_both_orders_and_units(order: str, unit: int) -> None:
@@ -764,9 +815,7 @@ FAULTS = {
     "pcap version": (PCAP[:4] + b"\x09" + PCAP[5:], 4, "version"),
     "pcap record cut": (PCAP[:-1], len(PCAP) - 61, "cut short"),
     "pcap record header cut": (PCAP[:-55], len(PCAP) - 61, "cut short"),
-    "pcap frame too long": (PCAP[:32] + b"\xff\xff\xff\x7f" + PCAP[36:], 32, "allows 262144"),
-    "pcap frame beyond the snaplen": (PCAP[:16] + b"\x10\0\0\0" + PCAP[20:], 32, "allows 16"),
-    "pcap frame longer than it was": (PCAP[:36] + b"\x01\0\0\0" + PCAP[40:], 32, "kept of a packet of 1"),
+    "pcap frame too long": (PCAP[:32] + b"\xff\xff\xff\x7f" + PCAP[36:], 32, "none has more than 262144"),
     "byte order mark": (PCAPNG[:8] + b"\1\2\3\4" + PCAPNG[12:], 8, "byte-order"),
     "pcapng version": (section(major=2), 12, "version 2.0"),
     "block length 0": (section() + struct.pack("<III", 1, 0, 0), 28, "0 bytes"),
@@ -784,9 +833,7 @@ FAULTS = {
         68,
         "99 bytes",
     ),
-    "packet longer than it was": (section() + interface() + enhanced(b"four", original=3), 68, "4 bytes"),
-    "packet beyond the snaplen": (section() + interface(snaplen=3) + enhanced(b"four"), 68, "3 allowed"),
-    "packet longer than any": (section() + interface() + enhanced(bytes(300_000)), 68, "262144 allowed"),
+    "packet longer than any": (section() + interface() + enhanced(bytes(300_000)), 68, "none has more than 262144"),
     "option beyond its block": (section() + interface(options=b"\2\0\xff\0"), 44, "255 bytes"),
     "statistics of no interface": (section() + block(5, bytes(12)), 36, "interface 0"),
     "statistics too short": (section() + interface() + block(5, bytes(8)), 48, "too short"),
@@ -1348,7 +1395,7 @@ class Heard(multicast.MulticastListener):
 
 
 def played(
-    net: testing.Network, path: Path, groups: Iterable[tuple[str, int]], seconds: float = 100, **options: Any
+    net: testing.Network, path: Any, groups: Iterable[tuple[str, int]], seconds: float = 100, **options: Any
 ) -> tuple[list[tuple[int, str, int, bytes]], Replayer]:
     """Return what is heard of a replay: nanoseconds from its start, group, port, payload."""
     heard: list[tuple[int, str, int, bytes]] = []
@@ -1480,11 +1527,45 @@ def test_without_a_word_where_to_nothing_is_read_nor_sent(three: Path) -> None:
         Replayer(three.with_name("there is no such file"), only=GROUP)
 
 
-def test_a_pipe_is_not_replayed() -> None:
+def piped(data: bytes) -> BinaryIO:
     reading, writing = os.pipe()
+    os.write(writing, data)
     os.close(writing)
-    with open(reading, "rb") as file, pytest.raises(ArgumentError, match="pipe"):
-        Replayer(file, to=TWO)
+    return open(reading, "rb")
+
+
+def test_what_comes_out_of_a_pipe_is_replayed(net: testing.Network, path: Path) -> None:
+    file = piped(written(path, packets(3)).read_bytes())
+    heard, _ = played(net, file, [(TWO, PORT)], to=TWO)
+    assert [packet for *_, packet in heard] == [b"packet 0", b"packet 1", b"packet 2"]
+    assert file.closed
+
+
+def test_several_files_are_replayed_as_one(net: testing.Network, tmp_path: Path) -> None:
+    what = packets(6, SECOND)
+    paths = [written(tmp_path / f"{number}.pcapng", what[2 * number : 2 * number + 2]) for number in range(3)]
+    heard, replayer = played(net, paths, [(TWO, PORT)], to=TWO)
+    assert [packet for *_, packet in heard] == [packet.payload for packet in what]
+    assert [when for when, *_ in heard] == pytest.approx([number * SECOND for number in range(6)], abs=20_000)
+    assert (replayer.summary.packets, replayer.summary.duration) == (6, 5)
+
+
+def test_a_file_that_ends_too_early_is_replayed_as_far_as_it_goes(net: testing.Network, path: Path) -> None:
+    data = written(path, packets(3)).read_bytes()
+    path.write_bytes(pcap([ETHERNET + ipv4(udp(b"%d" % number)) for number in range(3)])[:-5])
+    with pytest.raises(CaptureError, match="cut short"):
+        Replayer(path, to=TWO)
+    heard, replayer = played(net, path, [(TWO, PORT)], to=TWO, partial=True)
+    assert [packet for *_, packet in heard] == [b"0", b"1"]
+    assert "cut short" in (replayer.summary.cut or "")
+    for cut in (data[:-50], gzip.compress(data)[:-4]):
+        path.write_bytes(cut)
+        with capture.read(path, partial=True) as reader:
+            assert [packet.payload for packet in reader] == [b"packet 0", b"packet 1", b"packet 2"]
+            assert "cut short" in (reader.cut or "")
+    path.write_bytes(PCAPNG + b"nonsense" * 4)
+    with capture.read(path, partial=True) as reader, pytest.raises(CaptureError):
+        list(reader)
 
 
 def test_a_replay_of_nothing_is_an_error(three: Path) -> None:
@@ -1544,6 +1625,12 @@ def test_a_file_without_udp_packets_is_said_to_be_one(path: Path) -> None:
     with pytest.raises(ArgumentError, match=r"no packet .* would be sent; it holds no whole UDP packet$"):
         Replayer(path, to=TWO)
     path.write_bytes(pcap([b"who knows"], link=999))
+    with pytest.raises(ArgumentError, match="it holds 1 frames of link type 999, which cannot be read"):
+        Replayer(path, to=TWO)
+    path.write_bytes(pcap([b"beacon"] * 2, link=127))
+    with pytest.raises(ArgumentError, match=r"2 frames of link type 127 \(IEEE 802.11 with radiotap\)"):
+        Replayer(path, to=TWO)
+    path.write_bytes(pcap([ETHERNET[:12] + b"\x08\x06" + bytes(28)]))
     with pytest.raises(ArgumentError, match="it holds no whole UDP packet, but 1 of other kinds"):
         Replayer(path, to=TWO)
 
@@ -1953,6 +2040,34 @@ def test_record_rotates_by_time(tmp_path: Path) -> None:
     assert payloads(tmp_path / "x-00002.pcapng") == [b"two"]
     for wrong in (["--rotate", "1x"], ["--rotate", "1h", "--rotate", "2h"], ["--keep", "3"]):
         assert command("record", f"{GROUP}:{PORT}", "-o", str(tmp_path / "y.pcapng"), *wrong).returncode == 2
+
+
+@pytest.mark.parametrize("words", [["info", "-"], ["cut", "-", "-o", "OUT"], ["replay", "-", "--to", TWO, "--max"]])
+def test_commands_read_a_capture_from_standard_input(tmp_path: Path, words: list[str]) -> None:
+    written(tmp_path / "x.pcapng", packets(3))
+    words = [str(tmp_path / "out.pcapng") if word == "OUT" else word for word in words]
+    with open(tmp_path / "x.pcapng", "rb") as file, piped(file.read()) as pipe:
+        done = command(*words, "--json", stdin=pipe)
+    assert done.returncode == 0, done.stderr
+    assert events(done.stdout)[-1]["packets"] == 3
+
+
+def test_a_file_that_ends_too_early_is_told_and_replayed_when_asked_for(path: Path) -> None:
+    path.write_bytes(PCAPNG[:-3])
+    done = command("info", str(path))
+    assert (done.returncode, "it ends too early" in done.stdout) == (0, True)
+    assert events(command("info", str(path), "--json").stdout)[-1]["cut"].startswith(str(path))
+    done = command("replay", str(path), "--to", TWO, "--max")
+    assert (done.returncode, "cut short" in done.stderr) == (4, True)
+    done = command("replay", str(path), str(path), "--to", TWO, "--max", "--partial")
+    assert (done.returncode, "2 packets" in done.stderr, "it ends too early" in done.stderr) == (0, True, True)
+
+
+def test_info_names_link_types_that_cannot_be_read(path: Path) -> None:
+    path.write_bytes(pcap([b"beacon"] * 3, link=127))
+    done = command("info", str(path))
+    assert "3 of link type 127 (IEEE 802.11 with radiotap), which cannot be read" in done.stdout
+    assert events(command("info", str(path), "--json").stdout)[-1]["links"] == {"127": 3}
 
 
 def test_info_says_what_a_file_holds(path: Path) -> None:

@@ -13,8 +13,8 @@
 
 from __future__ import annotations
 
-from .packets import Counts, Packet
-from .reading import Reader, read
+from .packets import Counts, Packet, link_name
+from .reading import Reader, Series, read
 from .recorder import Recorder
 from .replayer import Pattern, Replayer, Summary, Timing, survey
 from .writing import Writer, write
@@ -26,9 +26,11 @@ __all__ = [
     "Reader",
     "Recorder",
     "Replayer",
+    "Series",
     "Summary",
     "Timing",
     "Writer",
+    "link_name",
     "read",
     "survey",
     "write",

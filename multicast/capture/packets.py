@@ -13,10 +13,10 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
-__all__ = ["LINKTYPE_ETHERNET", "Counts", "Decoder", "Link", "Packet"]
+__all__ = ["LINKTYPE_ETHERNET", "Counts", "Decoder", "Link", "Packet", "link_name"]
 
 # From the list of link types; files also have the numbers that some systems used in place of 101 and 108.
 LINKTYPE_NULL = 0
@@ -100,6 +100,24 @@ class Counts:
     malformed: int = 0
     #: Fragments of datagrams that are not complete in the file.
     fragments: int = 0
+    #: Frames that are longer than the file says any can be, or than they are said to have been. They are read.
+    oversize: int = 0
+    #: Frames of link types that are not read, by the number of the type (tcpdump.org/linktypes.html); in `other` too.
+    links: dict[int, int] = field(default_factory=dict)
+
+
+# Link types that captures of UDP have now and then, and what they are called.
+_NAMES = {
+    6: "Token Ring", 9: "PPP", 10: "FDDI", 50: "PPP in HDLC", 51: "PPPoE", 105: "IEEE 802.11", 119: "Prism",
+    122: "Fibre Channel", 127: "IEEE 802.11 with radiotap", 187: "Bluetooth", 189: "USB", 195: "IEEE 802.15.4",
+    220: "USB", 227: "CAN", 239: "NFLOG", 249: "USB of Windows", 253: "netlink",
+}  # fmt: skip
+
+
+def link_name(link_type: int) -> str:
+    """Return what a link type is called, with its number."""
+    name = _NAMES.get(link_type)
+    return f"link type {link_type}" + (f" ({name})" if name else "")
 
 
 class Link(NamedTuple):
@@ -165,11 +183,16 @@ class Decoder:
             LINKTYPE_IPV6: Link(self.ip, 0),
             LINKTYPE_LINUX_SLL: Link(self.cooked, 16, 14),
             LINKTYPE_LINUX_SLL2: Link(self.cooked2, 20, 0),
-        }.get(LINKTYPE_RAW if link_type in _RAW_ELSEWHERE else link_type, Link(self._no_link, 0))
+        }.get(LINKTYPE_RAW if link_type in _RAW_ELSEWHERE else link_type) or Link(self._no_link(link_type), 0)
 
-    def _no_link(self, data: bytes, start: int, end: int, timestamp: int, interface: str | None) -> Packet | None:
-        self.counts.other += 1
-        return None
+    def _no_link(self, link_type: int) -> Callable[[bytes, int, int, int, str | None], Packet | None]:
+        def decode(data: bytes, start: int, end: int, timestamp: int, interface: str | None) -> Packet | None:
+            counts = self.counts
+            counts.other += 1
+            counts.links[link_type] = counts.links.get(link_type, 0) + 1
+            return None
+
+        return decode
 
     def ethernet(self, data: bytes, start: int, end: int, timestamp: int, interface: str | None) -> Packet | None:
         """Decode an Ethernet frame, with any number of VLAN tags."""
@@ -217,6 +240,8 @@ class Decoder:
             version, total, offset, ttl, protocol, key, length = _IPV4_UDP.unpack_from(data, start)
             if version == 0x45 and protocol == _UDP and not offset & 0x3FFF:
                 # The usual case in one go: IPv4 without options, not a fragment.
+                if not total:
+                    return self._ipv4(data, start, end, timestamp, interface)
                 if 8 <= length <= total - 20:
                     flow = self._flows.get(key)
                     if flow is None:
@@ -242,7 +267,10 @@ class Decoder:
         if header < 20 or start + header > end:
             self.counts.malformed += 1
             return None
+        # A length of 0 is that of a packet that the device was to cut into several: it reaches to the end of the frame.
         (total,) = _SHORT.unpack_from(data, start + 2)
+        offloaded = not total
+        total = total or end - start
         (offset,) = _SHORT.unpack_from(data, start + 6)
         ttl, protocol = data[start + 8], data[start + 9]
         if protocol == _AUTHENTICATION and not offset & 0x3FFF:
@@ -261,7 +289,8 @@ class Decoder:
         addresses = data[start + 12 : start + 20]
         stop = min(end, start + total)
         if not offset & 0x3FFF:
-            return self._udp(data, start + header, stop, total - header, addresses, ttl, timestamp, interface)
+            room = _LONGEST if offloaded else total - header
+            return self._udp(data, start + header, stop, room, addresses, ttl, timestamp, interface)
         cut = start + total > end
         key = (interface, addresses, data[start + 4 : start + 6])
         piece = data[start + header : stop]
@@ -279,7 +308,7 @@ class Decoder:
             return None
         _, length, following, ttl, addresses = _IPV6.unpack_from(data, start)
         position = start + 40
-        total = position + length  # where it ends on the wire
+        total = position + length if length else end  # where it ends on the wire
         stop = min(end, total)
         while following in _EXTENSIONS or following in (_FRAGMENT, _AUTHENTICATION):
             if position + 8 > stop:
@@ -305,7 +334,8 @@ class Decoder:
         if following != _UDP:
             self.counts.other += 1
             return None
-        return self._udp(data, position, stop, total - position, addresses, ttl, timestamp, interface)
+        room = total - position if length else _LONGEST
+        return self._udp(data, position, stop, room, addresses, ttl, timestamp, interface)
 
     def _udp(
         self,

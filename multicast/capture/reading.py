@@ -15,10 +15,12 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import shutil
 import struct
 import sys
+import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO, Self, TypeAlias
 
 from multicast.errors import CaptureError
@@ -26,7 +28,7 @@ from multicast.errors import CaptureError
 from .packets import Counts, Decoder, Link, Packet
 from .runs import Run, Runs
 
-__all__ = ["Reader", "read"]
+__all__ = ["Reader", "Series", "read"]
 
 Path: TypeAlias = "str | os.PathLike[str]"
 
@@ -54,6 +56,10 @@ _PCAP = {
     b"\xa1\xb2\xcd\x34": (">", 1000, 24),
     b"\x34\xcd\xb2\xa1": ("<", 1000, 24),
 }
+
+
+class _CutShort(CaptureError):
+    """The file ends too early."""
 
 
 class _Interface:
@@ -85,10 +91,13 @@ class Reader:
     file. Use it as a context manager, or call `close`.
 
     Raises `CaptureError` with the offset where the file is malformed or cut short, after the packets before that
-    place, and `OSError` for a file that cannot be opened. Reading zstd needs the extra ``capture`` before Python 3.14.
+    place, and `OSError` for a file that cannot be opened. With `partial` a file that ends too early, as after a loss of
+    power, is read as far as it goes, and `cut` says where it ends. Reading zstd needs the extra ``capture`` before
+    Python 3.14.
     """
 
-    def __init__(self, path: Path | BinaryIO) -> None:
+    def __init__(self, path: Path | BinaryIO, *, partial: bool = False) -> None:
+        self._partial = partial
         if isinstance(path, (str, os.PathLike)):
             self.name = os.fspath(path)
             self._raw: BinaryIO = open(path, "rb")  # noqa: SIM115 -- closed by close()
@@ -114,6 +123,8 @@ class Reader:
         self._data = b""
         self._position = 0
         self._base = 0  # the offset of _data in the file
+        #: Where and how the file ends too early, in words; only with `partial`, and after the packets before.
+        self.cut: str | None = None
         #: The comments of the file's sections.
         self.comments: list[str] = []
         self._dropped = 0
@@ -138,6 +149,18 @@ class Reader:
     def again(self) -> bool:
         """Whether the file can be read more than once; a pipe cannot."""
         return self._raw.seekable()
+
+    def spool(self) -> None:
+        """Copy what comes out of a pipe to a file without a name, so that it can be read more than once.
+
+        To be called before the first packet is read.
+        """
+        with self._raw as pipe:
+            copy = tempfile.TemporaryFile(prefix="multicast-")  # noqa: SIM115 -- closed by close()
+            self._raw = copy
+            shutil.copyfileobj(pipe, copy, 1 << 20)
+        copy.seek(0)
+        self._version = self._file_version()
 
     def close(self) -> None:
         """Close the file. Idempotent."""
@@ -173,19 +196,24 @@ class Reader:
             have = len(self._data)
             raise self._fault("the file is empty" if not have else "too short to be a capture file")
         magic = self._data[:4]
-        if magic == b"\x0a\x0d\x0d\x0a":
-            yield from self._pcapng()
-        elif magic in _PCAP:
-            yield from self._pcap(*_PCAP[magic])
-        else:
-            raise self._fault(f"not a capture file: it begins with {magic.hex(' ')}, neither pcapng nor pcap")
+        try:
+            if magic == b"\x0a\x0d\x0d\x0a":
+                yield from self._pcapng()
+            elif magic in _PCAP:
+                yield from self._pcap(*_PCAP[magic])
+            else:
+                raise self._fault(f"not a capture file: it begins with {magic.hex(' ')}, neither pcapng nor pcap")
+        except _CutShort as error:
+            if not self._partial:
+                raise
+            self.cut = str(error)
         self._decoder.finish()
 
     # -- bytes -----------------------------------------------------------------------------------------------------
 
-    def _fault(self, what: str, at: int | None = None) -> CaptureError:
+    def _fault(self, what: str, at: int | None = None, kind: type[CaptureError] = CaptureError) -> CaptureError:
         offset = self.offset if at is None else at
-        return CaptureError(f"{self.name}, offset {offset}: {what}")
+        return kind(f"{self.name}, offset {offset}: {what}")
 
     def _open(self) -> None:
         """Find out whether the file is compressed, without seeking, for it may be a pipe."""
@@ -231,12 +259,13 @@ class Reader:
 
     def _compression(self, error: Exception) -> CaptureError:
         at = self._base + len(self._data)
-        return self._fault(f"the compressed data is damaged or cut short after this ({error})", at)
+        kind = _CutShort if isinstance(error, EOFError) else CaptureError
+        return self._fault(f"the compressed data is damaged or cut short after this ({error})", at, kind)
 
     def _need(self, size: int, what: str) -> None:
         if not self._fill(size):
             have = len(self._data) - self._position
-            raise self._fault(f"cut short: {what} has {size} bytes, the file only {have} more")
+            raise self._fault(f"cut short: {what} has {size} bytes, the file only {have} more", kind=_CutShort)
 
     # -- formats ---------------------------------------------------------------------------------------------------
 
@@ -262,10 +291,7 @@ class Reader:
                     break
                 position, data = self._position, self._data
             seconds, fraction, size, original = unpack(data, position)
-            if size > limit:
-                raise self._fault(f"a packet of {size} bytes, where the file allows {limit}", self.offset + 8)
-            if original < size and original:
-                raise self._fault(f"{size} bytes are kept of a packet of {original}", self.offset + 8)
+            odd = (size > limit or original < size) and self._is_odd(size, original, limit, self.offset + 8)
             start = position + before
             stop = start + size
             if stop > len(data):
@@ -281,9 +307,21 @@ class Reader:
                     run = find(data, self._base, position, stop, packet, link, time)
                     if run is not None:
                         self._position = stop + run.count * (stop - position)
+                        self.counts.oversize += run.count if odd else 0
                         yield run
         if self._position != len(self._data):
             self._need(before, "the packet header")
+
+    def _is_odd(self, size: int, original: int, snaplen: int, at: int) -> bool:
+        """Count a frame that is longer than the file says it can be, or than it is said to have been.
+
+        Programs write such files, and the bytes are there. Raises `CaptureError` where no frame has so many.
+        """
+        if size > _LONGEST_FRAME:
+            raise self._fault(f"a packet of {size} bytes, and none has more than {_LONGEST_FRAME}", at)
+        odd = size > snaplen or 0 < original < size
+        self.counts.oversize += odd
+        return odd
 
     @staticmethod
     def _frame_limit(snaplen: int) -> int:
@@ -328,12 +366,10 @@ class Reader:
                     interface = interfaces[number]
                 except IndexError:
                     raise self._no_interface(number, len(interfaces)) from None
-                if size > length - 32 or size > interface.snaplen or original < size:
-                    raise self._fault(
-                        f"{size} bytes are kept of a packet of {original}, in a block of {length}, with"
-                        f" {interface.snaplen} allowed",
-                        self.offset + 20,
-                    )
+                if size > length - 32:
+                    raise self._fault(f"{size} bytes are kept of a packet, in a block of {length}", self.offset + 20)
+                snaplen = interface.snaplen
+                odd = (size > snaplen or original < size) and self._is_odd(size, original, snaplen, self.offset + 20)
                 ticks = high << 32 | low
                 timestamp = (ticks * interface.multiply >> interface.shift) + interface.offset
                 packet = interface.decode(data, position + 28, position + 28 + size, timestamp, interface.name)
@@ -344,6 +380,7 @@ class Reader:
                         run = find(data, self._base, position, stop, packet, interface.link, interface.time)
                         if run is not None:
                             self._position = stop + run.count * length
+                            self.counts.oversize += run.count if odd else 0
                             yield run
                 continue
             found = self._other_block(kind, order, position, stop)
@@ -405,8 +442,10 @@ class Reader:
         interface = self._interfaces[number]
         if simple:
             size = min(original, interface.snaplen)
-        if size > stop - 4 - start or size > interface.snaplen:
+        if size > stop - 4 - start:
             raise self._fault(f"{size} bytes are kept of a packet of {original}, more than the block has")
+        if size > interface.snaplen or original < size:
+            self._is_odd(size, original, interface.snaplen, self.offset)
         timestamp = ((high << 32 | low) * interface.multiply >> interface.shift) + interface.offset
         return interface.decode(self._data, start, start + size, 0 if simple else timestamp, interface.name)
 
@@ -447,6 +486,67 @@ class Reader:
             start += length + -length % 4
 
 
+class Series:
+    """Several capture files, one after the other, read as one: the set that a recorder with ``rotate`` has made.
+
+    It has the attributes of `Reader`, and raises what that raises.
+    """
+
+    def __init__(self, paths: Iterable[Path | BinaryIO], *, partial: bool = False) -> None:
+        self.readers: list[Reader] = []
+        try:
+            for path in paths:
+                self.readers.append(Reader(path, partial=partial))
+        except BaseException:
+            self.close()
+            raise
+        self.name = " and ".join(reader.name for reader in self.readers)
+
+    @property
+    def counts(self) -> Counts:
+        """What was passed over so far, in all files."""
+        total = Counts()
+        for reader in self.readers:
+            counts = reader.counts
+            total.other += counts.other
+            total.malformed += counts.malformed
+            total.fragments += counts.fragments
+            total.oversize += counts.oversize
+            for link, number in counts.links.items():
+                total.links[link] = total.links.get(link, 0) + number
+        return total
+
+    @property
+    def dropped(self) -> int:
+        """Packets that the capturing system has dropped, by the statistics in the files."""
+        return sum(reader.dropped for reader in self.readers)
+
+    @property
+    def cut(self) -> str | None:
+        """Where and how files end too early, in words."""
+        return "; ".join(reader.cut for reader in self.readers if reader.cut) or None
+
+    def spool(self) -> None:
+        """See to it that each file can be read more than once; see `Reader.spool`."""
+        for reader in self.readers:
+            if not reader.again:
+                reader.spool()
+
+    def runs(self) -> Iterator[Packet | Run]:
+        """Iterate over the packets of all files; see `Reader.runs`."""
+        for reader in self.readers:
+            yield from reader.runs()
+
+    def __iter__(self) -> Iterator[Packet]:
+        for reader in self.readers:
+            yield from reader
+
+    def close(self) -> None:
+        """Close the files. Idempotent."""
+        for reader in self.readers:
+            reader.close()
+
+
 class _Unbuffered(io.RawIOBase):
     """Any object with `read`, as a raw file for `io.BufferedReader`."""
 
@@ -478,7 +578,7 @@ def _zstd(raw: BinaryIO, name: str) -> Any:
     return zstd.ZstdFile(raw)
 
 
-def read(path: Path | BinaryIO) -> Reader:
+def read(path: Path | BinaryIO, *, partial: bool = False) -> Reader:
     """Open the capture file at `path` and return an iterator of its UDP packets; see `Reader`.
 
     >>> with read(example) as packets:
@@ -486,4 +586,4 @@ def read(path: Path | BinaryIO) -> Reader:
     ...         print(packet.group, packet.port, packet.payload)
     239.1.2.3 5000 b'hello'
     """
-    return Reader(path)
+    return Reader(path, partial=partial)

@@ -11,7 +11,7 @@ import ipaddress
 import math
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, BinaryIO, TypeAlias
@@ -23,8 +23,8 @@ from multicast.poller import Poller, load_clock
 from multicast.senders import Multicaster, destination
 from multicast.sockets import Endpoint, Group, WhichInterface, open_sender
 
-from .packets import Counts, Packet
-from .reading import Reader
+from .packets import Counts, Packet, link_name
+from .reading import Path, Reader, Series
 from .runs import Run
 
 __all__ = ["Pattern", "Replayer", "Summary", "Timing", "survey"]
@@ -66,6 +66,8 @@ class Summary:
     counts: Counts = field(default_factory=Counts)
     #: Packets the capturing system dropped.
     dropped: int = 0
+    #: Where and how the file ends too early, when that is allowed.
+    cut: str | None = None
 
     @property
     def duration(self) -> float:
@@ -82,6 +84,9 @@ def _found(summary: Summary) -> str:
             return f"its packets go to {named} and more than {more} others"
         return f"its packets go to {named}" + (f" and {more} more" if more > 0 else "")
     counts = summary.counts
+    if counts.links:
+        number, link = max((number, link) for link, number in counts.links.items())
+        return f"it holds {number} frames of {link_name(link)}, which cannot be read"
     others = counts.other + counts.malformed + counts.fragments
     return "it holds no whole UDP packet" + (f", but {others} of other kinds or damaged" if others else "")
 
@@ -97,7 +102,7 @@ def survey(path: str | os.PathLike[str] | BinaryIO | Reader) -> Summary:
     return _survey(path, lambda group, port: None)
 
 
-def _survey(path: Reader, further: Callable[[str, int], object]) -> Summary:
+def _survey(path: Reader | Series, further: Callable[[str, int], object]) -> Summary:
     """Return what a file holds; `further` is called with each address and port beyond those that are told apart."""
     summary = Summary()
     groups = summary.groups
@@ -126,7 +131,7 @@ def _survey(path: Reader, further: Callable[[str, int], object]) -> Summary:
             further(group, port)
     if last is not None:
         summary.last = last.times()[-1] if isinstance(last, Run) else last.timestamp
-    summary.counts, summary.dropped = path.counts, path.dropped
+    summary.counts, summary.dropped, summary.cut = path.counts, path.dropped, path.cut
     return summary
 
 
@@ -208,7 +213,7 @@ class Pattern:
 
 
 class Replayer(Multicaster):
-    """Sends the UDP packets of a capture file at the pace at which they were recorded.
+    """Sends the UDP packets of a capture file, or of several as one, at the pace at which they were recorded.
 
     Where they go has to be said, for a capture may come from anywhere: `to` takes all packets that went to a group,
     `map` gives a new destination for an old one, and with `as_recorded` packets go to the groups in the file. `to` and
@@ -218,7 +223,8 @@ class Replayer(Multicaster):
     `speed` is how many times as fast as recorded; `math.inf` means as fast as can be. `max_gap` shortens longer pauses
     to so many seconds. `pps` sends so many packets a second instead, and `bps` so many bits of payload. With `loop` it
     begins again at the end. `start` and `end` are the part to send, in seconds from the first packet of the file, and
-    `limit` is the most packets to send.
+    `limit` is the most packets to send. With `partial` a file that ends too early is sent as far as it goes. What comes
+    out of a pipe is copied to a temporary file first.
 
     Each source in the file has a socket of its own, with its port where that is free and another one where it is not,
     so receivers tell the senders apart as they did. Each has the TTL that its first packet had on arrival. `ttl`, where
@@ -233,7 +239,7 @@ class Replayer(Multicaster):
 
     def __init__(
         self,
-        path: str | os.PathLike[str] | BinaryIO,
+        path: Path | BinaryIO | Sequence[Path | BinaryIO],
         *,
         to: Place | None = None,
         map: Mapping[str, Place] | None = None,  # noqa: A002 -- the name of the option
@@ -247,6 +253,7 @@ class Replayer(Multicaster):
         pps: float | None = None,
         bps: float | None = None,
         limit: int | None = None,
+        partial: bool = False,
         ttl: int | None = None,
         interface: WhichInterface | None = None,
         source_ip: str | None = None,
@@ -294,13 +301,13 @@ class Replayer(Multicaster):
         self.speed = speed
         self._loop = loop
         self._span = (int(start * 1e9), None if end is None else int(end * 1e9))
-        self._file = Reader(path)
+        one = isinstance(path, (str, os.PathLike)) or hasattr(path, "read")
+        self._file = Series([path] if one else path, partial=partial)  # type: ignore[list-item, arg-type]
         self._others: dict[tuple[Any, ...], socket.socket] = {}
         self._ports: dict[int, tuple[str, int]] = {}  # the source that has a port of the file
         self._known_sources: dict[tuple[str, int], bool] = {}  # whether each has sockets of its own
         try:
-            if not self._file.again:
-                raise ArgumentError(f"{self._file.name} is read twice, and a pipe cannot be; save it to a file first")
+            self._file.spool()  # it is read twice
             #: What the file holds.
             self.summary, first = self._look_through()
             if first is None:

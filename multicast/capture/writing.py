@@ -112,6 +112,10 @@ class _Counted:
 _Template: TypeAlias = tuple[Callable[..., bytes], bytes, bytes, int, int, _Counted]
 
 
+# What a recording is not written as, by the end of the name, and what to do then.
+_REFUSED = {".pcap": "", ".cap": "", ".gz": ", and compress that with gzip", ".zst": ", and compress that with zstd"}
+
+
 class Writer:
     """A pcapng file to write UDP packets to.
 
@@ -148,6 +152,10 @@ class Writer:
                 " time"
             )
         self._path = os.fspath(path)
+        for ending, advice in _REFUSED.items():
+            if self._path.endswith(ending):
+                stem = self._path.removesuffix(ending).removesuffix(".pcapng")
+                raise ArgumentError(f"{self._path}: recordings are pcapng; write {stem}.pcapng{advice}")
         self._comments = [comment] if comment else []
         self._snaplen = min(snaplen or _LONGEST_FRAME, _LONGEST_FRAME)
         self._rotate: float = math.inf if rotate is None else rotate
@@ -156,7 +164,10 @@ class Writer:
         self._every = every
         self._first_at: float | None = None  # when this file got its first packet, on the monotonic clock
         self._series = rotate is not None or every is not None
-        self._number = self._highest() if self._series else 0
+        numbers = self._there() if self._series else []
+        self._number = max(numbers, default=0)
+        # Files of earlier runs, the oldest first, as long as they are not removed.
+        self._earlier = [] if keep is None else [self._numbered(number) for number in sorted(numbers)]
         self._interfaces: dict[str, int] = {}
         self._counted: list[_Counted] = []
         self._statistics_due = False
@@ -197,15 +208,16 @@ class Writer:
         path = PurePath(self._path)
         return str(path.with_name(f"{path.stem}-{number:05d}{path.suffix}"))
 
-    def _highest(self) -> int:
-        """Return the highest number among the files of this name that are there."""
+    def _there(self) -> list[int]:
+        """Return the numbers of the files of this name that are there."""
         path = PurePath(self._path)
-        highest = 0
-        for name in os.listdir(path.parent):
-            middle = name.removeprefix(f"{path.stem}-").removesuffix(path.suffix)
-            if middle.isdecimal() and name == PurePath(self._numbered(int(middle))).name:
-                highest = max(highest, int(middle))
-        return highest
+        names = os.listdir(path.parent)
+        middles = [name.removeprefix(f"{path.stem}-").removesuffix(path.suffix) for name in names]
+        return [
+            int(middle)
+            for name, middle in zip(names, middles, strict=True)
+            if middle.isdecimal() and name == PurePath(self._numbered(int(middle))).name
+        ]
 
     def _open(self) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
@@ -219,10 +231,21 @@ class Writer:
         else:
             path = self._next_of_series(flags)
             self._new, self._old = True, False
+        if self._files:
+            self._make_room(1)
         self._files.append(path)
-        while self._keep is not None and len(self._files) > self._keep:
+
+    def _make_room(self, more: int) -> None:
+        """Remove the oldest files of the series, until with `more` of them there are as many as are kept.
+
+        Those of earlier runs go only when this one has a file with packets.
+        """
+        while self._keep is not None and len(self._earlier) + len(self._files) + more > self._keep:
+            oldest = self._earlier or self._files
+            if not oldest:
+                return
             try:
-                os.unlink(self._files.pop(0))
+                os.unlink(oldest.pop(0))
             except FileNotFoundError:
                 pass
 
@@ -585,6 +608,8 @@ class Writer:
             if not self._between_files and not self._keeps_old:
                 self._begin()
                 self._finish()
+            if self.packets:
+                self._make_room(0)
         finally:
             self._closed = True
             self._release()

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
+from typing import BinaryIO
+
+import click
 
 from ._errors import BadData
-from ._output import Output, quoted
+from ._output import Output, printable, quoted
 
-__all__ = ["Input", "unhex"]
+__all__ = ["Input", "capture_file", "unhex"]
 
 _CHUNK = 65536
+
+
+def capture_file(path: str) -> str | BinaryIO:
+    """Return what is to be opened for a capture file that was named; - is standard input."""
+    if path == "-":
+        if sys.stdin is None or sys.stdin.isatty():
+            raise click.UsageError("- is standard input, and there is none but the keyboard; give a pipe or a file")
+        return sys.stdin.buffer
+    if not os.path.exists(path):
+        raise click.UsageError(f"there is no file {printable(path)}")
+    return path
 
 
 class Input:

@@ -15,6 +15,7 @@ from multicast.filters import predicate
 
 from ._app import command
 from ._errors import Exit, wording
+from ._input import capture_file
 from ._output import Output, plural, printable
 from .replay import MOMENT
 
@@ -51,21 +52,21 @@ def cut(
 ) -> Exit:
     """Write the UDP packets of capture files that are wanted to a new file, in the order of their times.
 
-    Several files are merged. The new file has what UDP carries, its addresses and times; what is not UDP is left out.
+    Several files are merged; - is standard input. The new file has what UDP carries, its addresses and times; what is
+    not UDP is left out.
     """
     if end is not None and end <= start:
         raise click.UsageError("--until has to be later than --from")
-    for path in paths:
-        if not os.path.exists(path):
-            raise click.UsageError(f"there is no file {printable(path)}")
-        if os.path.exists(target) and os.path.samefile(path, target):
+    files = [capture_file(path) for path in paths]
+    for path in files:
+        if isinstance(path, str) and os.path.exists(target) and os.path.samefile(path, target):
             raise click.UsageError(f"-o: {printable(target)} is one of the files that are read")
     patterns = [capture.Pattern.of(one) for one in only]
     with wording("--filter"):
         accept = predicate(expression)
     read = kept = 0
     with ExitStack() as stack:
-        readers = [stack.enter_context(capture.Reader(path)) for path in paths]
+        readers = [stack.enter_context(capture.Reader(path)) for path in files]
         packets: Iterator[capture.Packet] = heapq.merge(*readers, key=lambda packet: packet.timestamp)
         writer: capture.Writer | None = None
         first: int | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 
 import click
@@ -13,6 +12,7 @@ from multicast.measure import Flow, FlowKey, Meters, Numbering
 
 from ._app import command
 from ._errors import Exit
+from ._input import capture_file
 from ._output import Output, plural, printable, where
 from .top import amount, percent, span
 
@@ -29,10 +29,11 @@ class _File:
         self.meters = Meters()
         self.packets = self.bytes = self.truncated = 0
         self.first = self.last = 0
-        with capture.Reader(path) as reader:
+        with capture.Reader(capture_file(path), partial=True) as reader:
             for packet in reader:
                 self._take(packet)
             self.counts, self.dropped, self.comments = reader.counts, reader.dropped, list(reader.comments)
+            self.cut = reader.cut
 
     def _take(self, packet: capture.Packet) -> None:
         if not self.packets:
@@ -64,11 +65,11 @@ def info(out: Output, paths: tuple[str, ...]) -> Exit:
     """Say what capture files hold: each source of each group, its rate, and what is missing by its numbers.
 
     Packets are counted as `multicast top` counts those on the wire: RTP, MPEG transport streams, MoldUDP64 and the
-    probes of `multicast ping` are numbered.
+    probes of `multicast ping` are numbered. FILE may be -, standard input. A file that ends too early is told as far as
+    it goes.
     """
     for path in paths:
-        if not os.path.exists(path):
-            raise click.UsageError(f"there is no file {printable(path)}")
+        capture_file(path)
     for number, path in enumerate(paths):
         file = _File(path)
         if number and not out.json:
@@ -100,6 +101,9 @@ def _tell(out: Output, file: _File) -> None:
             fragments=file.counts.fragments,
             malformed=file.counts.malformed,
             not_udp=file.counts.other,
+            oversize=file.counts.oversize,
+            links={str(link): number for link, number in file.counts.links.items()},
+            cut=file.cut,
             dropped=file.dropped,
             comments=file.comments,
         )
@@ -126,7 +130,10 @@ def _tell(out: Output, file: _File) -> None:
             (file.truncated, "cut short in the file"),
             (file.counts.fragments, "in fragments that are not complete"),
             (file.counts.malformed, "malformed"),
-            (file.counts.other, "that are not UDP"),
+            (file.counts.other - sum(file.counts.links.values()), "that are not UDP"),
+            *((number, f"of {capture.link_name(link)}, which cannot be read") for link, number in
+              file.counts.links.items()),
+            (file.counts.oversize, "longer than the file says"),
             (file.dropped, "dropped when it was recorded"),
             (file.meters.others, "of more sources than are kept apart"),
         )
@@ -134,6 +141,8 @@ def _tell(out: Output, file: _File) -> None:
     ]
     if notes:
         out.line(f"packets: {', '.join(notes)}")
+    if file.cut:
+        out.line(f"it ends too early: {printable(file.cut)}")
 
 
 def _fields(flow: Flow) -> dict[str, object]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import time
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from multicast.poller import Poller
 
 from ._app import SECONDS, command, count_option, deadline_option, interface_option
 from ._errors import Exit
+from ._input import capture_file
 from ._output import Output, plural, printable, where
 from ._progress import Progress
 
@@ -63,11 +63,11 @@ _PAIR = _PairType()
     json=True,
     examples=[
         "multicast replay feed.pcapng --to 239.9.9.9:5000",
-        "multicast replay feed.pcapng --as-recorded -i eth1 --speed 2",
+        "multicast replay day-*.pcapng --as-recorded -i eth1 --speed 2",
         "multicast replay day.pcapng --map 239.1.2.3=239.9.9.9 --only 239.1.2.3 --from 10:00 --until 10:30",
     ],
 )
-@click.argument("path", metavar="FILE")
+@click.argument("paths", metavar="FILE...", nargs=-1, required=True)
 @click.option("--to", metavar="GROUP", help="Send all packets that went to a group to this one. Without a port, each"
               " keeps its own.")
 @click.option("--map", "pairs", type=_PAIR, metavar="OLD=NEW", multiple=True,
@@ -83,6 +83,7 @@ _PAIR = _PairType()
               help="Send M million bits of payload a second, and not at the recorded pace.")
 @click.option("--max-gap", type=SECONDS, metavar="S", help="Shorten longer pauses to S seconds.")
 @count_option("Stop after N packets.")
+@click.option("--partial", is_flag=True, help="Send what there is of a file that ends too early.")
 @click.option("--dry-run", is_flag=True, help="Say what would be sent where, and send nothing.")
 @click.option("--loop", is_flag=True, help="Begin again at the end, until Ctrl-C or -w.")
 @click.option("--from", "start", type=MOMENT, default=0.0, metavar="T",
@@ -97,7 +98,7 @@ _PAIR = _PairType()
               help="Send all from this port. Left out, each recorded source has a port: its own where that is free.")
 def replay(
     out: Output,
-    path: str,
+    paths: tuple[str, ...],
     to: str | None,
     pairs: tuple[tuple[str, str], ...],
     as_recorded: bool,
@@ -108,6 +109,7 @@ def replay(
     mbps: float | None,
     max_gap: float | None,
     count: int | None,
+    partial: bool,
     dry_run: bool,
     loop: bool,
     start: float,
@@ -120,9 +122,10 @@ def replay(
 ) -> Exit:
     """Send the packets of a capture file with the timing they had.
 
-    FILE is what `multicast record`, tcpdump, dumpcap or Wireshark have written: pcapng or pcap, plain, gzip or zstd. It
-    is read and checked before anything is sent. Where packets go has to be said: --to, --map or --as-recorded. Each
-    recorded source has a socket of its own, so receivers tell the senders apart as they did.
+    FILE is what `multicast record`, tcpdump, dumpcap or Wireshark have written: pcapng or pcap, plain, gzip or zstd; -
+    is standard input. Several are sent one after the other, as one. They are read and checked before anything is sent.
+    Where packets go has to be said: --to, --map or --as-recorded. Each recorded source has a socket of its own, so
+    receivers tell the senders apart as they did.
     """
     if to is None and not pairs and not as_recorded:
         raise click.UsageError("say where the packets go: --to GROUP, --map OLD=NEW, or --as-recorded")
@@ -132,11 +135,11 @@ def replay(
         raise click.UsageError("--max-gap: a pause of 0 seconds is no pause; --max sends without any")
     if end is not None and end <= start:
         raise click.UsageError("--until has to be later than --from")
-    if not os.path.exists(path):
-        raise click.UsageError(f"there is no file {printable(path)}")
+    sources = [capture_file(path) for path in paths]
     with Poller() as poller:
         replayer = capture.Replayer(
-            path,
+            sources,
+            partial=partial,
             to=to,
             map=dict(pairs),
             as_recorded=as_recorded,
@@ -156,7 +159,8 @@ def replay(
             poller=poller,
         )
         summary = replayer.summary
-        out.say(f"{printable(path)}: {_contents(summary)}")
+        named = printable(paths[0]) if len(paths) == 1 else f"{len(paths)} files"
+        out.say(f"{named}: {_contents(summary)}")
         if dry_run:
             _plan(out, replayer)
             replayer.close()
@@ -237,4 +241,6 @@ def _contents(summary: capture.Summary) -> str:
     ):
         if number:
             text += f"; {number} {what}"
+    if summary.cut:
+        text += f"; it ends too early: {printable(summary.cut)}"
     return text
