@@ -94,7 +94,6 @@ CASES: dict[str, tuple[str, Evidence]] = {
     "nothing-unseen": ("fail", replace(SILENT, wire=None, container=True)),
     "no-querier": ("fail", replace(SILENT, asked=("eth0",), bridges=(Bridge("br0", False, ("eth0",), ("eth0",)),))),
     "ttl-zero": ("warn", replace(HEALTHY, anywhere=(replace(HEARD, ttl=0),))),
-    "ttl-one": ("warn", replace(HEALTHY, anywhere=(replace(HEARD, source="10.0.0.7"),))),
     "fragments-lost": (
         "fail",
         replace(

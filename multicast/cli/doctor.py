@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -55,8 +56,9 @@ def doctor(
 
     Run it where packets are missed, while the sender sends and, if there is one, the program runs that misses them.
     It listens for some seconds, compares the kernel's counters, and looks at interfaces, routes, filters and sockets;
-    as root also at the wire and at the firewall. Then it says what stops the packets and what mends it, and below that
-    what each check has found. It changes nothing and sends nothing to the group.
+    as root also at the wire and at the firewall. Then it says what each check has found, with -v also of those that
+    found nothing wrong, and last what stops the packets and what mends it. It changes nothing and sends nothing to the
+    group.
 
     Exit code 0 when no fault was found, 1 when one was, 3 when the system refused to let it look.
     """
@@ -144,30 +146,46 @@ def _fields(finding: Finding) -> dict[str, object]:
 
 
 def _write_text(out: Output, diagnosis: Diagnosis) -> None:
+    """Write what the checks have found, and last, where it stays on the screen, what stops the packets."""
     fault = diagnosis.fault
-    if fault is None:
-        target = where(diagnosis.group.address, diagnosis.group.port)
-        if diagnosis.packets:
-            arrived = plural(diagnosis.packets, "packet")
-            text = f"No fault found: {arrived} for {target} arrived in {diagnosis.seconds:.3g} s."
-        else:  # that nothing arrives is a fault, but where it could not listen
-            text = f"No fault found; whether anything for {target} arrives could not be heard."
-        _write(out, "", text, "green")
-        for warning in diagnosis.warnings:
-            _write_causes(out, warning, "But:", "yellow")
-    else:
-        _write_causes(out, fault, "Cause:", "red")
+    told = {fault} if fault is not None else set(diagnosis.warnings)
+    _write_checks(out, diagnosis.findings, told)
     out.line()
-    width = max(len(finding.check) for finding in diagnosis.findings)
-    for finding in diagnosis.findings:
-        lead = f"{_WORDS[finding.status]:4}  {finding.check:{width}}  "
-        # What stands above in full is not said again.
-        above = finding is fault or (fault is None and finding in diagnosis.warnings)
-        text = finding.seen if above else finding.cause + (f" ({finding.seen})" if finding.seen else "")
-        lines = _wrapped(text, len(lead))
-        out.line(out.style(lead[:4], _COLOURS[finding.status]) + lead[4:] + lines[0])
-        for line in lines[1:]:
-            out.line(" " * len(lead) + line)
+    if fault is not None:
+        _write_causes(out, fault, "Cause:", "red")
+        return
+    target = where(diagnosis.group.address, diagnosis.group.port)
+    if diagnosis.packets:
+        arrived = plural(diagnosis.packets, "packet")
+        text = f"No fault found: {arrived} for {target} arrived in {diagnosis.seconds:.3g} s."
+    else:  # that nothing arrives is a fault, but where it could not listen
+        text = f"No fault found; whether anything for {target} arrives could not be heard."
+    _write(out, "", text, "green")
+    for warning in diagnosis.warnings:
+        _write_causes(out, warning, "But:", "yellow")
+
+
+def _write_checks(out: Output, findings: Sequence[Finding], told: Collection[Finding]) -> None:
+    """Write a line for each check; of those that found nothing wrong, or had nothing to look at, one for all."""
+    if not out.verbose:
+        for status in ("ok", "skip"):
+            names = [finding.check for finding in findings if finding.status == status]
+            if names:
+                _write_check(out, status, ", ".join(names))
+        findings = [finding for finding in findings if finding.status not in ("ok", "skip")]
+    width = max((len(finding.check) for finding in findings), default=0)
+    for finding in findings:
+        # What stands below in full is not said twice.
+        text = finding.seen if finding in told else finding.cause + (f" ({finding.seen})" if finding.seen else "")
+        _write_check(out, finding.status, text, f"{finding.check:{width}}  ")
+
+
+def _write_check(out: Output, status: str, text: str, name: str = "") -> None:
+    lead = f"{_WORDS[status]:4}  {name}"
+    first, *more = _wrapped(text, len(lead))
+    out.line(out.style(lead[:4], _COLOURS[status]) + lead[4:] + first)
+    for line in more:
+        out.line(" " * len(lead) + line)
 
 
 def _write_causes(out: Output, finding: Finding, label: str, colour: str) -> None:

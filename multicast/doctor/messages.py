@@ -143,10 +143,6 @@ MESSAGES: dict[str, Message] = {
         "{source} sends with TTL 0, which is meant to stay on the sending host; no other may count on it.",
         ("multicast send -t 1 {target} TEXT  # on the sender",),
     ),
-    "ttl-one": Message(
-        "This host sends to {group} with TTL 1 by {interface}, so the packets do not cross a router.",
-        ("multicast send -t 32 {target} TEXT",),
-    ),
     # fragments
     "fragments-lost": Message(
         "Datagrams longer than the MTU arrive in fragments, and {lost} of {begun} could not be put together: fragments"

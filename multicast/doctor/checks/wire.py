@@ -166,8 +166,7 @@ def check_ttl(e: Evidence) -> Finding:
     ]
     if sent and not stays_on_link(e.group.address):
         place = listed(unique(one.interface for one in sent))
-        return finding("ttl", "warn", "ttl-one", f"TTL 1 in what {listed(unique(s.source for s in sent)[:4])} sends",
-                       **{**about(e), "interface": place})
+        return ok("ttl", f"1 in what this host sends by {place}: it stays on that network")
     if heard:
         return ok("ttl", f"{listed(unique(str(one.ttl) for one in heard)[:4])} on arrival")
     return skip("ttl", "no packet to see it in")
