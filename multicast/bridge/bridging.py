@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import secrets
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from multicast import aio
@@ -136,6 +138,15 @@ class Credentials(NamedTuple):
 
 
 NO_CREDENTIALS = Credentials()
+
+
+def _host() -> str:
+    """Return what tells this host, in the sense of a network namespace, from others while it runs."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.stat('/proc/thread-self/ns/net').st_ino}"
+    except OSError:
+        return socket.gethostname()
 
 
 def new_client() -> Client:
@@ -293,6 +304,7 @@ class Bridge:
         self._failure: asyncio.Future[None] = self._loop.create_future()
         self._wake = asyncio.Event()
         self._gone = asyncio.Event()
+        self._host = _host()
         self._injector = Injector(self._ttl, self._inject_interface, _single(self._interface))
         try:
             self._stack.callback(self._injector.close)
@@ -514,7 +526,7 @@ class Bridge:
     async def _tell_addresses(self, *, answer: bool) -> None:
         """Tell all bridges where injected packets come from, and with `answer` have them tell where theirs do."""
         with suppress(Exception):
-            data = self._packed(addresses=sorted(self._own), answer=answer)
+            data = self._packed(addresses=sorted(self._own), answer=answer, host=self._host)
             await self._nats.publish(f"{self._control}.bridges", data)
 
     async def _on_bridge(self, message: Msg) -> None:
@@ -525,6 +537,8 @@ class Bridge:
             addresses = frozenset((str(host), int(port)) for host, port in fields["addresses"])
         except (TypeError, ValueError):
             return
+        if fields.get("host") != self._host:  # every host has the addresses of `lo`
+            addresses = frozenset(one for one in addresses if not one[0].startswith("127.") and one[0] != "::1")
         known = self._others.get(fields["session"])
         if known is not None or len(self._others) < _MOST_OTHERS:
             self._others[fields["session"]] = fields["site"], addresses, time.monotonic()
