@@ -36,6 +36,7 @@ from multicast.batch import Address
 from multicast.capture import Counts, Packet, Recorder, Replayer, runs
 from multicast.capture.runs import Run
 from multicast.cli.replay import _contents
+from multicast.measure import rtp_payload
 
 GROUP, PORT = "239.7.1.1", 7101
 SOURCE = ("10.0.0.5", 40112)
@@ -2070,6 +2071,86 @@ def test_info_names_link_types_that_cannot_be_read(path: Path) -> None:
     assert events(command("info", str(path), "--json").stdout)[-1]["links"] == {"127": 3}
 
 
+def test_listen_prints_a_file_as_what_arrives(tmp_path: Path) -> None:
+    path = written(tmp_path / "x.pcapng", [*packets(3), Packet(b"other", SOURCE, "239.1.1.9", 9, BEGIN + 9 * SECOND)])
+    done = command("listen", str(path))
+    lines = done.stdout.splitlines()
+    assert (done.returncode, len(lines)) == (0, 4)
+    assert lines[0].endswith(f"{SOURCE[0]}:{SOURCE[1]} > {GROUP}:{PORT}  ttl 3  len 8  \"packet 0\"")
+    assert "4 packets, 29 bytes, 1 source" in done.stderr
+    wanted = command("listen", str(path), "239.1.1.9:9", "--json")
+    (packet, summary) = events(wanted.stdout)
+    assert (packet["text"], packet["time_ns"], summary["packets"]) == ("other", BEGIN + 9 * SECOND, 1)
+    filtered = command("listen", str(path), str(path), "--filter", "packet [12]", "--raw", "-c", "3")
+    assert filtered.stdout == "packet 1packet 2packet 1"
+    assert command("listen", str(path), "--expect", "5").returncode == 1
+    for words, said in (
+        (["-w", "1"], "leave them out"), ([str(tmp_path / "none.pcapng")], "there is no file"), (["-i", "lo"], "leave")
+    ):
+        done = command("listen", str(path), *words)
+        assert (done.returncode, said in done.stderr) == (2, True)
+
+
+RTP = struct.pack("!BBHII", 0x80, 33, 7, 90000, 5)
+
+
+@pytest.mark.parametrize(
+    "packet, payload",
+    [
+        (RTP + b"video", b"video"),
+        (b"\x82" + RTP[1:] + bytes(8) + b"two sources", b"two sources"),
+        (b"\x90" + RTP[1:] + b"\xbe\xde\0\1" + bytes(4) + b"extended", b"extended"),
+        (b"\xa0" + RTP[1:] + b"padded\0\0\3", b"padded"),
+        (RTP, b""),
+        (RTP[:11], None),
+        (b"\x47" + RTP[1:] + b"a stream that is no RTP", None),
+        (b"\x8f" + RTP[1:] + b"too short", None),
+        (b"\x90" + RTP[1:] + b"\0\0\xff\xff", None),
+        (b"\xa0" + RTP[1:] + b"\xff", None),
+    ],
+)
+def test_the_header_of_rtp_is_taken_off(packet: bytes, payload: bytes | None) -> None:
+    assert rtp_payload(packet) == payload
+
+
+def test_listen_leaves_rtp_headers_out_when_told(tmp_path: Path) -> None:
+    path = written(tmp_path / "x.pcapng", [
+        Packet(RTP + b"video", SOURCE, GROUP, PORT, BEGIN), Packet(b"plain", SOURCE, GROUP, PORT, BEGIN + 1)
+    ])  # fmt: skip
+    assert command("listen", str(path), "--raw", "--strip-rtp").stdout == "videoplain"
+    stays = command("listen", str(path), f"rtp://{GROUP}:{PORT}", "-x")
+    assert "packets keep their RTP headers; --strip-rtp leaves them out" in stays.stderr
+
+
+@pytest.mark.needs_namespaces
+@pytest.mark.parametrize("strip", [[], ["--strip-rtp"]])
+def test_a_recording_goes_to_standard_output(strip: list[str]) -> None:
+    words = ("record", f"rtp://{GROUP}:{PORT}", "-o", "-", "-i", "lo", "-c", "2", *strip)
+    with Running(*words) as running:
+        running.until_said("recording")
+        sendto([RTP + b"one", b"two"], GROUP, PORT, ttl=0)
+        assert running.process.stdout is not None
+        with of(running.process.stdout.read()) as reader:
+            found = [packet.payload for packet in reader]
+        code, _, said = running.end()
+    assert found == [b"one" if strip else RTP + b"one", b"two"]
+    assert (code, "standard output: 2 packets" in said) == (0, True)
+    assert ("packets keep their RTP headers" in said) == (not strip)
+
+
+def test_a_cut_goes_to_standard_output(path: Path) -> None:
+    written(path, packets(3))
+    done = command("cut", str(path), "-o", "-", "--from", "0", text=False)
+    with of(done.stdout) as reader:  # type: ignore[arg-type]  # it is bytes
+        assert len(list(reader)) == 3
+    assert command("cut", str(path), "-o", "-", "--json").returncode == 2
+
+
+def test_standard_output_takes_no_series() -> None:
+    done = command("record", "-o", "-", "--rotate", "1M")
+    assert (done.returncode, "--rotate makes files" in done.stderr) == (2, True)
+
+
 def test_info_says_what_a_file_holds(path: Path) -> None:
     def rtp(number: int) -> bytes:
         return struct.pack("!BBHII", 0x80, 33, number, 0, 7) + bytes(100)
@@ -2141,7 +2222,7 @@ def test_replay_refuses_a_damaged_file_before_it_sends(path: Path) -> None:
         (["--rotate", "much"], "100M"),
         (["--rotate", "1k"], "4096"),
         (["--snaplen", "1"], "64"),
-        (["-o", "-"], "pipe"),
+        (["-o", "-", "--json"], "both write to standard output"),
     ],
 )
 def test_record_says_what_is_wrong(path: Path, options: list[str], words: str) -> None:

@@ -546,6 +546,12 @@ class Series:
         for reader in self.readers:
             reader.close()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
 
 class _Unbuffered(io.RawIOBase):
     """Any object with `read`, as a raw file for `io.BufferedReader`."""

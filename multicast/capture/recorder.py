@@ -128,6 +128,10 @@ class Recorder(MulticastListener):
         self.file.extend([packet], [addr], self.group.address, self.group.port)
         return False
 
+    def kept(self, packets: list[bytes]) -> list[bytes]:
+        """Return what is written of a batch of packets, in a list of the same length; for subclasses."""
+        return packets
+
     def _record(self) -> bool:
         """Receive one batch and write it; return whether there was any."""
         file = self.file
@@ -146,7 +150,7 @@ class Recorder(MulticastListener):
             passed = [accept(*pair) for pair in zip(packets, addrs, strict=True)]
             kept, addrs = list(compress(kept, passed)), list(compress(addrs, passed))
             self._filter_refused += len(packets) - len(kept)
-        packets = kept
+        packets = self.kept(kept)
         if self._limit is not None:
             room = max(0, self._limit - file.packets)
             self._unread_forgotten += max(0, len(packets) - room)

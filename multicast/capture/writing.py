@@ -113,7 +113,12 @@ _Template: TypeAlias = tuple[Callable[..., bytes], bytes, bytes, int, int, _Coun
 
 
 # What a recording is not written as, by the end of the name, and what to do then.
-_REFUSED = {".pcap": "", ".cap": "", ".gz": ", and compress that with gzip", ".zst": ", and compress that with zstd"}
+_REFUSED = {
+    ".pcap": "",
+    ".cap": "",
+    ".gz": ", and compress it afterwards, or write to - and | gzip",
+    ".zst": ", and compress it afterwards, or write to - and | zstd",
+}
 
 
 class Writer:

@@ -31,6 +31,7 @@ from ._output import Closed, Output, columns, handling, printable
 __all__ = [
     "GROUP",
     "RATE",
+    "RTP_URL",
     "SECONDS",
     "Command",
     "Rate",
@@ -43,6 +44,8 @@ __all__ = [
     "parse_group",
     "program",
     "run",
+    "strip_rtp_option",
+    "tell_rtp",
     "ttl_option",
 ]
 
@@ -442,6 +445,8 @@ def parse_group(text: str) -> Group:
     out = None if context is None else context.find_object(Output)
     if context is None or out is None:
         return group
+    if text.strip().lower().startswith("rtp://"):
+        context.meta[RTP_URL] = True
     takes = {parameter.name for parameter in context.command.params}
     for key, value in unused_options(text):
         parameter, option = _OPTIONS_OF_URLS.get(key, ("", ""))
@@ -452,6 +457,21 @@ def parse_group(text: str) -> Group:
         elif key not in _FOR_SENDERS:
             out.warn(printable(said))
     return group
+
+
+#: Set in the context of a command where a group was written as an rtp:// URL.
+RTP_URL = "multicast.rtp"
+
+
+def strip_rtp_option(function: _F) -> _F:
+    """Add the option --strip-rtp: leave out the headers of RTP."""
+    return click.option("--strip-rtp", is_flag=True, help="Leave out the RTP header where a packet has one.")(function)
+
+
+def tell_rtp(out: Output, stripped: bool) -> None:
+    """Say that RTP headers stay, where a group was written as an rtp:// URL and they were not to be left out."""
+    if not stripped and click.get_current_context().meta.get(RTP_URL):
+        out.say("packets keep their RTP headers; --strip-rtp leaves them out")
 
 
 # What can only have been meant to say where to send, though it is no group: a typing mistake in an address.

@@ -12,7 +12,7 @@ import click
 from ._errors import BadData
 from ._output import Output, printable, quoted
 
-__all__ = ["Input", "capture_file", "unhex"]
+__all__ = ["Input", "capture_file", "output_file", "unhex"]
 
 _CHUNK = 65536
 
@@ -26,6 +26,17 @@ def capture_file(path: str) -> str | BinaryIO:
     if not os.path.exists(path):
         raise click.UsageError(f"there is no file {printable(path)}")
     return path
+
+
+def output_file(out: Output, path: str) -> str:
+    """Return what is to be opened for a capture file that is written; - is standard output, for a pipe or a file."""
+    if path != "-":
+        return path
+    if out.json:
+        raise click.UsageError("-o - and --json both write to standard output; give -o a name")
+    if sys.stdout.isatty():
+        raise click.UsageError("-o - writes bytes, and no terminal should get them: add | PROGRAM or > FILE")
+    return "/dev/stdout"
 
 
 class Input:

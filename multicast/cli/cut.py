@@ -15,7 +15,7 @@ from multicast.filters import predicate
 
 from ._app import command
 from ._errors import Exit, wording
-from ._input import capture_file
+from ._input import capture_file, output_file
 from ._output import Output, plural, printable
 from .replay import MOMENT
 
@@ -32,7 +32,8 @@ _SECOND = 1_000_000_000
     ],
 )
 @click.argument("paths", metavar="FILE...", nargs=-1, required=True)
-@click.option("-o", "--output", "target", metavar="FILE", required=True, help="The file to write, in pcapng.")
+@click.option("-o", "--output", "target", metavar="FILE", required=True,
+              help="The file to write, in pcapng; - is standard output.")
 @click.option("--only", metavar="GROUP", multiple=True, help="Packets for this group alone, with a port or without.")
 @click.option("--source", "sources", metavar="ADDRESS", multiple=True, help="Packets of this source alone.")
 @click.option("--filter", "expression", metavar="REGEX",
@@ -58,6 +59,7 @@ def cut(
     if end is not None and end <= start:
         raise click.UsageError("--until has to be later than --from")
     files = [capture_file(path) for path in paths]
+    written = output_file(out, target)
     for path in files:
         if isinstance(path, str) and os.path.exists(target) and os.path.samefile(path, target):
             raise click.UsageError(f"-o: {printable(target)} is one of the files that are read")
@@ -83,13 +85,14 @@ def cut(
             if accept is not None and not accept(packet.payload, Address(packet.source, packet.group)):
                 continue
             if writer is None:
-                writer = stack.enter_context(capture.write(target))
+                writer = stack.enter_context(capture.write(written))
             writer.write(packet)
             kept += 1
     if out.json:
         out.event("summary", file=target, read=read, packets=kept)
+    name = "standard output" if target == "-" else printable(target)
     if not kept:
-        out.say(f"none of {plural(read, 'packet')} was wanted, so {printable(target)} was not written")
+        out.say(f"none of {plural(read, 'packet')} was wanted, so {name} was not written")
         return Exit.NO
-    out.say(f"{printable(target)}: {kept} of {plural(read, 'packet')}")
+    out.say(f"{name}: {kept} of {plural(read, 'packet')}")
     return Exit.YES

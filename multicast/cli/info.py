@@ -108,7 +108,8 @@ def _tell(out: Output, file: _File) -> None:
             comments=file.comments,
         )
         return
-    out.line(f"{printable(file.path)}: {plural(file.packets, 'packet')}, {plural(file.bytes, 'byte')}")
+    name = "standard input" if file.path == "-" else printable(file.path)
+    out.line(f"{name}: {plural(file.packets, 'packet')}, {plural(file.bytes, 'byte')}")
     if file.packets:
         out.line(f"{_stamp(file.first)} to {_stamp(file.last)}, {file.seconds:.3f} s")
     rows = []

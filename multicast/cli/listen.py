@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from multicast import capture
 from multicast.batch import Address
+from multicast.errors import GroupError
+from multicast.filters import predicate
 from multicast.listeners import MulticastListener
-from multicast.measure import FlowKey, Meters, Numbering
+from multicast.measure import FlowKey, Meters, Numbering, rtp_payload
 from multicast.poller import Poller
 from multicast.sockets import Group
 
 from . import COMMANDS
 from ._app import (
-    GROUP,
     command,
     count_option,
     deadline_option,
     interfaces_option,
+    parse_group,
+    strip_rtp_option,
+    tell_rtp,
 )
 from ._errors import Exit, wording
+from ._input import capture_file
 from ._output import Output, payload, plural, printable, quoted, shown, where
 from ._sealing import counted, key_option, not_opened
 
@@ -42,9 +51,10 @@ _MOST_SOURCES = 100_000
 class _Listening:
     """What one run of `listen` has seen, over all its groups."""
 
-    def __init__(self, out: Output, form: str, count: int | None) -> None:
+    def __init__(self, out: Output, form: str, count: int | None, strip_rtp: bool) -> None:
         self._out = out
         self._form = form
+        self._strip_rtp = strip_rtp
         self._count = count
         self.width = 0
         self.packets = 0
@@ -74,6 +84,9 @@ class _Listening:
             self.sources.add(addr.host)
         key = FlowKey(addr.group or "", port, addr.host, addr.port, addr.interface or "")
         self._meters.take(key, packet, (addr.timestamp or time.time_ns()) / 1e9)
+        if self._strip_rtp:
+            stripped = rtp_payload(packet)
+            packet = packet if stripped is None else stripped
         form = self._form
         if form == "raw":
             self._out.raw(packet)
@@ -129,6 +142,32 @@ class _Printer(MulticastListener):
         return f"joined {sources}{self.group.address} on {', '.join(places)}; waiting on port {self.group.port}"
 
 
+@dataclass(frozen=True)
+class _File:
+    """A capture file that is printed."""
+
+    path: str
+
+
+class _PlaceType(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # in older versions not generic
+    name = "group or file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Group | _File:
+        if not isinstance(value, str):
+            return value  # type: ignore[no-any-return]
+        try:
+            return parse_group(value)
+        except GroupError:
+            if value != "-" and not os.path.isfile(value) and not _LIKE_A_FILE.search(value):
+                raise
+        return _File(value)
+
+
+# The names of captures, and paths: neither can be a group.
+_LIKE_A_FILE = re.compile(r"/[^/]*/|^\.|\.(?:pcap|pcapng|cap|gz|zst)$")
+_PLACE = _PlaceType()
+
+
 @command(
     "listen",
     json=True,
@@ -136,13 +175,15 @@ class _Printer(MulticastListener):
         "multicast listen 239.1.2.3:5000",
         "multicast listen 10.0.0.5@232.1.1.1:5000 -i eth0 --raw > stream.ts",
         "multicast listen ssdp mdns -w 10 --expect 1 --json",
+        "multicast listen feed.pcapng 239.1.2.3:5000",
     ],
 )
-@click.argument("groups", metavar="[GROUP...]", nargs=-1, type=GROUP)
+@click.argument("places", metavar="[GROUP|FILE...]", nargs=-1, type=_PLACE)
 @click.option("--filter", "expression", metavar="REGEX",
               help="Only packets that match this regular expression at their start; .* first finds it anywhere.")
 @click.option("-x", "--hex", "as_hex", is_flag=True, help="Show all bytes of each packet in hexadecimal digits.")
 @click.option("--raw", is_flag=True, help="Write the payloads to standard output, and nothing else.")
+@strip_rtp_option
 @count_option("Stop after N packets.")
 @deadline_option("Stop after so many seconds.")
 @click.option("--expect", type=click.IntRange(min=1), metavar="N",
@@ -152,10 +193,11 @@ class _Printer(MulticastListener):
 @key_option("Open the packets")
 def listen(
     out: Output,
-    groups: tuple[Group, ...],
+    places: tuple[Group | _File, ...],
     expression: str | None,
     as_hex: bool,
     raw: bool,
+    strip_rtp: bool,
     count: int | None,
     deadline: float | None,
     expect: int | None,
@@ -166,7 +208,8 @@ def listen(
 
     GROUP is written [SOURCE[,SOURCE]@]ADDRESS[:PORT][%IFACE], with IPv6 in brackets, or a name: ssdp mdns llmnr wsd
     knx coap ptp sap lcm sacn/N. Left out, it is 224.0.42.42:4242. URLs as VLC and ffmpeg take them, such as
-    udp://@239.1.1.1:5000, are understood.
+    udp://@239.1.1.1:5000, are understood. A capture FILE is printed as if its packets arrived, or those alone for the
+    GROUPs beside it; - is standard input.
     """
     if raw + as_hex + out.json > 1:
         raise click.UsageError("--raw, --hex and --json are three ways to write a packet; choose one")
@@ -174,7 +217,14 @@ def listen(
         raise click.UsageError("--raw writes what peers send as it is, and no terminal should get that: add > FILE")
     form = "raw" if raw else "hex" if as_hex else "json" if out.json else "line"
     wanted = expect if count is None and deadline is None else count
-    listening = _Listening(out, form, wanted)
+    listening = _Listening(out, form, wanted, strip_rtp)
+    groups = [place for place in places if isinstance(place, Group)]
+    files = [place for place in places if isinstance(place, _File)]
+    tell_rtp(out, strip_rtp)
+    if files:
+        if deadline is not None or interfaces is not None or seal is not None:
+            raise click.UsageError("-w, -i and --key are for what arrives, and a file was named; leave them out")
+        return _print_files(out, listening, files, groups, expression, expect)
     with Poller() as poller:
         with wording("--filter"):
             printers = [
@@ -232,6 +282,53 @@ def listen(
     if expect is not None and listening.packets:
         out.say(f"{plural(expect, 'packet')} {'was' if expect == 1 else 'were'} expected")
     return Exit.NO if finished else Exit.INTERRUPTED
+
+
+def _print_files(
+    out: Output,
+    listening: _Listening,
+    files: Sequence[_File],
+    groups: Sequence[Group],
+    expression: str | None,
+    expect: int | None,
+) -> Exit:
+    """Print the packets of capture files as if they arrived."""
+    with wording("--filter"):
+        accept = predicate(expression)
+    filtered = 0
+    first: int | None = None
+    last = 0
+    wanted = {(group.address, group.port): group.sources for group in groups}
+    with capture.Series([capture_file(file.path) for file in files], partial=True) as series:
+        for packet in series:
+            sources = wanted.get((packet.group, packet.port))
+            if wanted and (sources is None or (sources and packet.source[0] not in sources)):
+                continue
+            addr = Address(packet.source, packet.group, packet.interface, packet.ttl, packet.timestamp)
+            if accept is not None and not accept(packet.payload, addr):
+                filtered += 1
+                continue
+            first = packet.timestamp if first is None else first
+            last = packet.timestamp
+            if listening.handle(packet.payload, addr, packet.port):
+                break
+        dropped, cut = series.dropped, series.cut
+    seconds = 0.0 if first is None else (last - first) / 1e9
+    if out.json:
+        out.event(
+            "summary",
+            packets=listening.packets,
+            bytes=listening.bytes,
+            sources=len(listening.sources),
+            seconds=round(seconds, 6),
+            dropped=dropped,
+            filtered=filtered,
+            lost=listening.lost,
+        )
+    if cut:
+        out.warn(f"it ends too early: {printable(cut)}")
+    out.say(_summary(listening, seconds, filtered, dropped))
+    return Exit.YES if listening.packets >= (1 if expect is None else expect) else Exit.NO
 
 
 def _finish(poller: Poller, printers: Sequence[_Printer]) -> None:

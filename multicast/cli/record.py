@@ -12,11 +12,21 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from multicast import capture
+from multicast.measure import rtp_payload
 from multicast.poller import Poller
 from multicast.sockets import Group
 
-from ._app import GROUP, command, count_option, deadline_option, interfaces_option
+from ._app import (
+    GROUP,
+    command,
+    count_option,
+    deadline_option,
+    interfaces_option,
+    strip_rtp_option,
+    tell_rtp,
+)
 from ._errors import Exit, wording
+from ._input import output_file
 from ._output import Output, plural, printable
 from ._progress import Progress
 from ._sealing import counted, key_option, not_opened
@@ -63,6 +73,14 @@ _ROTATE = _RotateType()
 
 
 
+class _WithoutRtp(capture.Recorder):
+    """Records packets without the headers of RTP."""
+
+    def kept(self, packets: list[bytes]) -> list[bytes]:
+        stripped = [rtp_payload(packet) for packet in packets]
+        return [packet if found is None else found for packet, found in zip(packets, stripped, strict=True)]
+
+
 @command(
     "record",
     json=True,
@@ -74,7 +92,8 @@ _ROTATE = _RotateType()
 )
 @click.argument("groups", metavar="[GROUP...]", nargs=-1, type=GROUP)
 @click.option("-o", "--output", "path", metavar="FILE", required=True,
-              help="The file to write, in pcapng. One that is there is replaced.")
+              help="The file to write, in pcapng; - is standard output. One that is there is replaced.")
+@strip_rtp_option
 @count_option("Stop after N packets.")
 @deadline_option("Stop after so many seconds.")
 @click.option("--rotate", "rotations", type=_ROTATE, metavar="SIZE|TIME", multiple=True,
@@ -94,6 +113,7 @@ def record(
     out: Output,
     groups: tuple[Group, ...],
     path: str,
+    strip_rtp: bool,
     count: int | None,
     deadline: float | None,
     rotations: tuple[int | float, ...],
@@ -109,12 +129,13 @@ def record(
     Each packet has the time at which the kernel received it, in nanoseconds. The file is brought up to date every
     second, and on SIGUSR1. Ctrl-C, SIGTERM and SIGHUP close it. GROUP is written as for `multicast listen`.
     """
-    if path == "-":
-        raise click.UsageError("-o: give the name of a file; a recording is not written to a pipe")
+    target = output_file(out, path)
     rotate = next((one for one in rotations if isinstance(one, int)), None)
     every = next((one for one in rotations if isinstance(one, float)), None)
     if len(rotations) > (rotate is not None) + (every is not None):
         raise click.UsageError("--rotate: give one size and one time at the most")
+    if rotations and path == "-":
+        raise click.UsageError("--rotate makes files, and -o - writes to standard output; give a name")
     if keep is not None and not rotations:
         raise click.UsageError("--keep says how many files stay, so it needs --rotate")
     if rotate is not None and rotate < 4096:
@@ -122,11 +143,13 @@ def record(
     if keep_sealed and seal is None:
         raise click.UsageError("--sealed says what becomes of packets that open, so it needs --key FILE")
     wanted = list(dict.fromkeys(groups or (Group(),)))
+    tell_rtp(out, strip_rtp)
     with Poller() as poller:
-        file = capture.Writer(path, snaplen=snaplen, rotate=rotate, every=every, keep=keep)
+        kind = _WithoutRtp if strip_rtp else capture.Recorder
+        file = capture.Writer(target, snaplen=snaplen, rotate=rotate, every=every, keep=keep)
         with file, wording("--filter"), _written_on_signal(poller, file):
             recorders = [
-                capture.Recorder(
+                kind(
                     file,
                     expression,
                     group.address,
@@ -142,7 +165,7 @@ def record(
             ]
             for recorder in recorders:
                 names = ", ".join(printable(interface.name) for interface in recorder.interfaces)
-                out.say(f"recording {recorder.group} on {names} to {printable(path)}")
+                out.say(f"recording {recorder.group} on {names} to {_named(path)}")
 
             def dropped() -> int:
                 return sum(recorder.statistics().dropped for recorder in recorders)
@@ -188,13 +211,18 @@ def record(
         out.say(unopened)
     text = f"{plural(file.packets, 'packet')}, {plural(file.bytes, 'byte')}, {seconds:.1f} s"
     text += f", {plural(filtered, 'packet')} refused by the filter" if filtered else ""
-    out.say(f"{printable(file.path)}: {text}; kernel dropped {lost}")
+    out.say(f"{_named(path if path == '-' else file.path)}: {text}; kernel dropped {lost}")
     if file.error is not None:
         raise file.error
     if not file.packets:
         out.say(f"nothing arrived. Next: multicast listen {' '.join(map(str, wanted))}")
         return Exit.NO if finished else Exit.INTERRUPTED
     return Exit.YES
+
+
+def _named(path: str) -> str:
+    """Return the name of a file that is written, for people."""
+    return "standard output" if path == "-" else printable(path)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ sequences counting of sequence numbers: lost, duplicate, late; histograms of tim
 hearing   what a responder has received in each session
 matrices  what an asking host has received from each responder, and the matrix of which host hears which
 flows     rate, loss and jitter of each source of a group: RTP, MPEG transport streams, probes
+rtp       the header of RTP, taken off
 ========= ==============================================================================================================
 
 All tables are bounded, whatever arrives. The core of the library does not use this package.
@@ -17,6 +18,7 @@ from .flows import STRIP, Cell, Flow, FlowKey, Jitter, Meters, Numbering, spark
 from .hearing import Hearing
 from .matrices import Ledger, Responses, matrix
 from .probes import ASK_SIZE, PING_SIZE, PREFIX, Kind, Peer, Probe, parse, peek
+from .rtp import rtp_payload
 from .sequences import Histogram, Order, Sequence
 
 __all__ = [
@@ -42,5 +44,6 @@ __all__ = [
     "matrix",
     "parse",
     "peek",
+    "rtp_payload",
     "spark",
 ]
