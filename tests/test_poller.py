@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import inspect
+import itertools
 import os
 import resource
 import select
@@ -17,6 +18,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -24,7 +26,7 @@ from helpers import PATIENCE, Clock, Keeper, Pair, Script, descriptors, in_child
 
 import multicast
 from multicast import ArgumentError, Dispatcher, Poller, RegistrationError
-from multicast.poller import polling
+from multicast.poller import polling, timers
 
 # These tests keep to this host, so that they may run where there is no private network namespace.
 pytestmark = pytest.mark.lo_alone
@@ -1946,3 +1948,38 @@ def test_the_arguments_are_as_specified() -> None:
     assert arguments(multicast.Multicaster.__init__) == f"self, {where}, ttl=1"
     assert arguments(multicast.MulticastListener.__init__) == f"self, filter=None, {where}, mtu=4096"
     assert arguments(multicast.Poller) == ""
+
+
+def test_a_signal_handler_that_raises_anywhere_leaves_timers_to_come_or_made() -> None:
+    """Whatever line of the timers is interrupted, each call is made once, in order, in this poll or the next."""
+
+    def tried(place: int) -> bool:
+        """Raise at the line with this number of those that run; return whether there was one."""
+        schedule = timers.Schedule()
+        made: list[int] = []
+        for number in range(4):
+            schedule.add(timers.Timer(float(number), made.append, (number,)))
+        schedule[2][2].cancel()
+        wanted = [number for number in range(4) if any(entry[0] == number and entry[2].active for entry in schedule)]
+        lines = itertools.count()
+
+        def trace(frame: FrameType, event: str, arg: object) -> Any:
+            if frame.f_code.co_filename != timers.__file__:
+                return None
+            if event == "line" and next(lines) == place:
+                raise KeyboardInterrupt
+            return trace
+
+        sys.settrace(trace)
+        try:
+            schedule.run(10.0)
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.settrace(None)
+            schedule.run(10.0)
+            assert made == wanted, f"interrupted at line {place} of those that run"
+            assert schedule.next_deadline() is None
+        return False
+
+    assert sum(itertools.takewhile(bool, map(tried, itertools.count()))) > 15

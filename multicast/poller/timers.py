@@ -38,12 +38,6 @@ class Timer:
         self._callback = None
         self._args = ()
 
-    def _run(self) -> None:
-        callback, args = self._callback, self._args
-        if callback is not None:
-            self._callback, self._args = None, ()
-            callback(*args)
-
 
 class _Clocked(Protocol):
     def time(self) -> float: ...
@@ -101,8 +95,9 @@ class Schedule(list[tuple[float, int, Timer]]):
     def add(self, timer: Timer) -> None:
         """Take in a timer."""
         if len(self) >= self._purge:  # cancelled timers stay in the heap; no more of them than live ones
-            self[:] = [entry for entry in self if entry[2].active]
-            heapq.heapify(self)
+            live = [entry for entry in self if entry[2].active]
+            heapq.heapify(live)
+            self[:] = live
             self._purge = max(_PURGE, 2 * len(self))
         heapq.heappush(self, (timer.when, next(self._order), timer))
 
@@ -113,10 +108,19 @@ class Schedule(list[tuple[float, int, Timer]]):
         return self[0][0] if self else None
 
     def run(self, now: float) -> None:
-        """Make the calls that are due. Each leaves before it is made: when one raises, the rest is there for later."""
+        """Make the calls that are due. Each leaves before it is made: when one raises, the rest is there for later.
+
+        A signal handler may raise at any line here: a call is still to come then, or it was made. So the call leaves in
+        the line that makes it, and what is left of the timer is removed afterwards.
+        """
         last = next(self._order)  # those that are added from here on wait for the next time
         while self and self[0][0] <= now and self[0][1] < last:
-            heapq.heappop(self)[2]._run()
+            timer = self[0][2]
+            callback, args = timer._callback, timer._args
+            if callback is None:
+                heapq.heappop(self)
+                continue
+            timer._callback, timer._args = None, (); callback(*args)  # noqa: E702 -- see above
 
 
 def load_clock() -> Any:
