@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import re
 import socket
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import helpers
@@ -164,6 +166,103 @@ def test_nothing_that_matches_is_refused(expression: bytes, flags: int, packets:
         assert verdict in (PASS, REFUSE)
         if compiled.match(packet):
             assert verdict == PASS
+
+
+class Grammar:
+    """Draws regular expressions, and with each a way to draw packets that match it.
+
+    A packet drawn at random seldom matches a long expression, and it is those that match which must not be refused.
+    """
+
+    Drawn = tuple[bytes, Callable[[], bytes]]
+    BYTES = b"abckXYZ09_ .-\n\x00\xff"
+    CATEGORIES = (rb"\d", rb"\w", rb"\s", rb"\D", rb"\W", rb"\S", b".")
+    # The repetition, and how often what it repeats is drawn.
+    REPEATS = (
+        (b"?", 0, 1), (b"*", 0, 3), (b"+", 1, 3), (b"{2}", 2, 2), (b"{1,3}", 1, 3), (b"{3}", 3, 3), (b"{0}", 0, 0),
+        (b"{2,}", 2, 4), (b"*?", 0, 2), (b"+?", 1, 2),
+    )  # fmt: skip
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+
+    def draw(self, depth: int = 4, repeated: bool = False) -> Drawn:
+        """Return an expression, and what draws a packet that it matches. Only what does not repeat is repeated."""
+        chance = self._random.random()
+        if depth == 0 or chance < 0.2:
+            return self._byte()
+        if chance < 0.35:
+            return self._class()
+        if chance < 0.55:
+            return self._sequence([self.draw(depth - 1, repeated) for _ in range(self._random.randint(2, 4))])
+        if chance < 0.7:
+            return self._alternatives([self.draw(depth - 1, repeated) for _ in range(self._random.randint(2, 3))])
+        if chance < 0.95 and not repeated:
+            inner = [self.draw(depth - 1, True) for _ in range(self._random.randint(1, 3))]
+            return self._repetition(inner[0] if len(inner) == 1 else self._alternatives(inner))
+        expression, sample = self.draw(depth - 1, repeated)
+        return self._random.choice([b"(", b"(?:", b"(?i:", b"(?s:", b"(?-i:"]) + expression + b")", sample
+
+    def _byte(self) -> Drawn:
+        byte = bytes([self._random.choice(self.BYTES)])
+        return re.escape(byte), lambda: byte
+
+    def _class(self) -> Drawn:
+        low, high = sorted(self._random.sample(range(32, 127), 2))
+        ranged = b"[%s%s-%s%s]" % (
+            self._random.choice([b"", b"", b"^"]), re.escape(bytes([low])), re.escape(bytes([high])),
+            self._random.choice([b"", rb"\d", rb"\s"]),
+        )  # fmt: skip
+        expression = self._random.choice([ranged, self._random.choice(self.CATEGORIES)])
+        matching = [byte for byte in map(bytes, zip(range(256), strict=False)) if re.match(expression, byte)]
+        return (expression, lambda: self._random.choice(matching)) if matching else self._byte()
+
+    def _sequence(self, parts: list[Drawn]) -> Drawn:
+        return b"".join(part for part, _ in parts), lambda: b"".join(sample() for _, sample in parts)
+
+    def _alternatives(self, parts: list[Drawn]) -> Drawn:
+        return b"(?:" + b"|".join(part for part, _ in parts) + b")", lambda: self._random.choice(parts)[1]()
+
+    def _repetition(self, part: Drawn) -> Drawn:
+        suffix, least, most = self._random.choice(self.REPEATS)
+        expression, sample = part
+        return b"(?:%s)%s" % (expression, suffix), lambda: b"".join(
+            sample() for _ in range(self._random.randint(least, most))
+        )
+
+    def packet(self, sample: Callable[[], bytes]) -> bytes:
+        """Return a packet that matches, as a rule: some are longer, nearly match, or are in the other case."""
+        packet = bytearray(sample() + self._random.choice([b"", b"", b"tail", b"\n"]))
+        if packet and self._random.random() < 0.3:
+            packet[self._random.randrange(len(packet))] = self._random.randrange(256)
+        if self._random.random() < 0.2:
+            packet = packet.swapcase()
+        return bytes(packet)
+
+
+@given(st.integers(0, 2**63), flags)
+@settings(max_examples=300, deadline=None)
+def test_nothing_is_refused_that_was_made_to_match(seed: int, flags: int) -> None:
+    grammar = Grammar(seed)
+    for _ in range(8):
+        expression, sample = grammar.draw()
+        compiled = re.compile(expression, flags)
+        program = filters.assemble(filters.refusals(compiled))
+        for _ in range(12):
+            packet = grammar.packet(sample)
+            if compiled.match(packet):
+                assert run(program, packet) == PASS, (expression, packet)
+
+
+def test_most_of_what_is_made_to_match_does() -> None:
+    matched = programs = 0
+    for seed in range(300):
+        grammar = Grammar(seed)
+        expression, sample = grammar.draw()
+        programs += bool(filters.refusals(re.compile(expression)))
+        matched += sum(bool(re.match(expression, grammar.packet(sample))) for _ in range(10))
+    assert matched > 1500
+    assert programs > 150
 
 
 @given(expressions, flags, st.lists(packets, min_size=1, max_size=30))
