@@ -804,6 +804,25 @@ def test_token_and_password_come_from_files_or_the_environment(make: Any, tmp_pa
     assert (done.returncode, "it is empty" in done.stderr) == (4, True)
 
 
+def test_a_bridge_that_was_shut_out_for_a_while_comes_back(make: Any, tmp_path: Path) -> None:
+    config = tmp_path / "users.conf"
+    users = "authorization: {{ users: [ {{ user: {}, password: pa55 }} ] }}\n"
+    config.write_text(users.format("bridge"))
+    secret = tmp_path / "secret"
+    secret.write_text("pa55")
+    network = make("berlin", "tokyo")
+    server = network.serve("--config", str(config))
+    account = ("--user", "bridge", "--password-file", str(secret))
+    one = network.bridge("berlin", *account, wait=False)
+    two = network.bridge("tokyo", *account)
+    for name in ("somebody", "bridge"):
+        config.write_text(users.format(name))
+        server.send_signal(signal.SIGHUP)  # it reads its configuration again
+        for running in (one, two):
+            event_of(running, "connected" if name == "bridge" else "disconnected")
+    send_until(network, "berlin", network["tokyo"].listen(), b"x")
+
+
 def test_an_nkey_is_taken_from_a_file(make: Any, tmp_path: Path) -> None:
     nkeys = pytest.importorskip("nkeys", reason="nkeys is not installed")
     seed = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
