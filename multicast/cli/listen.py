@@ -96,6 +96,21 @@ class _Listening:
             self._write_line(packet, addr, port, packet.hex(" ") if form == "hex" else shown(packet))
         return self.enough
 
+    def write_summary(self, seconds: float, filtered: int, dropped: int, **more: object) -> None:
+        """Write the event at the end of all, where JSON is written."""
+        if self._out.json:
+            self._out.event(
+                "summary",
+                packets=self.packets,
+                bytes=self.bytes,
+                sources=len(self.sources),
+                seconds=round(seconds, 6),
+                dropped=dropped,
+                filtered=filtered,
+                lost=self.lost,
+                **more,
+            )
+
     def _write_json(self, packet: bytes, addr: Address, port: int) -> None:
         self._out.event(
             "packet",
@@ -258,18 +273,7 @@ def listen(
         counts = [printer.statistics() for printer in printers]
     dropped = sum(one.dropped for one in counts)
     filtered = sum(one.filtered for one in counts)
-    if out.json:
-        out.event(
-            "summary",
-            packets=listening.packets,
-            bytes=listening.bytes,
-            sources=len(listening.sources),
-            seconds=round(seconds, 6),
-            dropped=dropped,
-            filtered=filtered,
-            lost=listening.lost,
-            **counted(*printers),
-        )
+    listening.write_summary(seconds, filtered, dropped, **counted(*printers))
     unopened = not_opened(*printers)
     if unopened:
         out.say(unopened)
@@ -314,17 +318,7 @@ def _print_files(
                 break
         dropped, cut = series.dropped, series.cut
     seconds = 0.0 if first is None else (last - first) / 1e9
-    if out.json:
-        out.event(
-            "summary",
-            packets=listening.packets,
-            bytes=listening.bytes,
-            sources=len(listening.sources),
-            seconds=round(seconds, 6),
-            dropped=dropped,
-            filtered=filtered,
-            lost=listening.lost,
-        )
+    listening.write_summary(seconds, filtered, dropped)
     if cut:
         out.warn(f"it ends too early: {printable(cut)}")
     out.say(_summary(listening, seconds, filtered, dropped))
