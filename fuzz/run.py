@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 SECONDS = int(os.environ.get("FUZZ_SECONDS", "600"))
 PYTHON_TARGETS = [
     "group", "framers", "captures", "measures", "replies", "details", "chat", "expressions", "seals", "feed_packets",
-    "feed_requests",
+    "feed_requests", "decoders",
 ]  # fmt: skip
 
 

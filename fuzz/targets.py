@@ -434,6 +434,16 @@ def seals(data: bytes) -> None:
         sealed.header(packet)
 
 
+def decoders(data: bytes) -> None:
+    """Whatever a packet holds, it is decoded in one short line or not at all; RTP payloads are parts of packets."""
+    for port in (319, 1900, 5353, 5568, 9875, 7667):
+        for numbering in measure.Numbering:
+            said = measure.decode(data, port, numbering)
+            assert said is None or (said and len(said) < 1000 + 4 * len(data))
+    payload = measure.rtp_payload(data)
+    assert payload is None or payload in data
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "group": group,
     "framers": framers,
@@ -446,6 +456,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "seals": seals,
     "feed_packets": feed_packets,
     "feed_requests": feed_requests,
+    "decoders": decoders,
 }
 
 if __name__ == "__main__":

@@ -2091,6 +2091,23 @@ def test_listen_prints_a_file_as_what_arrives(tmp_path: Path) -> None:
         assert (done.returncode, said in done.stderr) == (2, True)
 
 
+def test_what_is_well_known_is_decoded(tmp_path: Path) -> None:
+    search = b"M-SEARCH * HTTP/1.1\r\nST: ssdp:all\r\n\r\n"
+    path = written(tmp_path / "x.pcapng", [
+        Packet(search, SOURCE, "239.255.255.250", 1900, BEGIN),
+        Packet(b"LC02\0\0\0\1\x1b[31m\0", SOURCE, "239.255.76.67", 7667, BEGIN + 1),
+    ])  # fmt: skip
+    lines = command("listen", str(path)).stdout.splitlines()
+    assert [line.partition("  len ")[2] for line in lines] == [
+        f"{len(search)}  SSDP M-SEARCH ssdp:all", "14  LCM \\x1b[31m seq 1, 0 bytes"
+    ]
+    first, second, _ = events(command("listen", str(path), "--json").stdout)
+    assert (first["decoded"], first["text"]) == ("SSDP M-SEARCH ssdp:all", search.decode())
+    assert "decoded" in second
+    kinds = {event["group"]: event["kind"] for event in events(command("info", str(path), "--json").stdout)[:-1]}
+    assert kinds == {"239.255.255.250": "SSDP", "239.255.76.67": "LCM"}
+
+
 RTP = struct.pack("!BBHII", 0x80, 33, 7, 90000, 5)
 
 

@@ -8,7 +8,7 @@ import time
 import click
 
 from multicast import capture
-from multicast.measure import Flow, FlowKey, Meters, Numbering
+from multicast.measure import Flow, FlowKey, Meters, Numbering, decode
 
 from ._app import command
 from ._errors import Exit
@@ -29,6 +29,7 @@ class _File:
         self.meters = Meters()
         self.packets = self.bytes = self.truncated = 0
         self.first = self.last = 0
+        self.protocols: dict[FlowKey, str] = {}  # by the first packet of a flow
         with capture.Reader(capture_file(path), partial=True) as reader:
             for packet in reader:
                 self._take(packet)
@@ -44,7 +45,13 @@ class _File:
         self.bytes += len(packet.payload)
         self.truncated += packet.truncated
         key = FlowKey(packet.group, packet.port, *packet.source, packet.interface or "?")
-        self.meters.take(key, packet.payload, packet.timestamp / _SECOND, packet.ttl)
+        flow = self.meters.take(key, packet.payload, packet.timestamp / _SECOND, packet.ttl)
+        if flow is not None and flow.packets == 1:
+            self.protocols[key] = (decode(packet.payload, packet.port) or "").partition(" ")[0]
+
+    def kind(self, flow: Flow) -> str:
+        """Return what the packets of a flow are, for people; - where it is not known."""
+        return self.protocols.get(flow.key) or _KINDS[flow.numbering]
 
     @property
     def seconds(self) -> float:
@@ -87,7 +94,7 @@ def _tell(out: Output, file: _File) -> None:
     flows = file.meters.ordered("bytes")
     if out.json:
         for flow in flows:
-            out.event("flow", file=file.path, **_fields(flow))
+            out.event("flow", file=file.path, kind=file.kind(flow), **_fields(flow))
         out.event(
             "file",
             file=file.path,
@@ -117,7 +124,7 @@ def _tell(out: Output, file: _File) -> None:
         key, numbered = flow.key, flow.numbering is not Numbering.NONE
         seconds = flow.last - flow.first
         rows.append((
-            where(key.group, key.port), where(key.source, key.source_port), key.interface, _KINDS[flow.numbering],
+            where(key.group, key.port), where(key.source, key.source_port), key.interface, printable(file.kind(flow)),
             str(flow.packets), amount(flow.bytes), amount(flow.packets / seconds) if seconds else "-",
             str(flow.lost) if numbered else "-", percent(flow.loss), str(flow.duplicates) if numbered else "-",
             span(flow.jitter),

@@ -17,7 +17,7 @@ from multicast.batch import Address
 from multicast.errors import GroupError
 from multicast.filters import predicate
 from multicast.listeners import MulticastListener
-from multicast.measure import FlowKey, Meters, Numbering, rtp_payload
+from multicast.measure import FlowKey, Meters, Numbering, decode, rtp_payload
 from multicast.poller import Poller
 from multicast.sockets import Group
 
@@ -83,17 +83,22 @@ class _Listening:
         if len(self.sources) < _MOST_SOURCES:
             self.sources.add(addr.host)
         key = FlowKey(addr.group or "", port, addr.host, addr.port, addr.interface or "")
-        self._meters.take(key, packet, (addr.timestamp or time.time_ns()) / 1e9)
+        flow = self._meters.take(key, packet, (addr.timestamp or time.time_ns()) / 1e9)
+        form = self._form
+        said: str | None = None
+        if form in ("line", "json"):
+            said = decode(packet, port, Numbering.NONE if flow is None else flow.numbering)
         if self._strip_rtp:
             stripped = rtp_payload(packet)
             packet = packet if stripped is None else stripped
-        form = self._form
         if form == "raw":
             self._out.raw(packet)
         elif form == "json":
-            self._write_json(packet, addr, port)
+            self._write_json(packet, addr, port, said)
+        elif form == "hex":
+            self._write_line(packet, addr, port, packet.hex(" "))
         else:
-            self._write_line(packet, addr, port, packet.hex(" ") if form == "hex" else shown(packet))
+            self._write_line(packet, addr, port, shown(packet) if said is None else printable(said))
         return self.enough
 
     def write_summary(self, seconds: float, filtered: int, dropped: int, **more: object) -> None:
@@ -111,7 +116,7 @@ class _Listening:
                 **more,
             )
 
-    def _write_json(self, packet: bytes, addr: Address, port: int) -> None:
+    def _write_json(self, packet: bytes, addr: Address, port: int, said: str | None) -> None:
         self._out.event(
             "packet",
             time_ns=addr.timestamp or time.time_ns(),
@@ -123,6 +128,7 @@ class _Listening:
             ttl=addr.ttl,
             length=len(packet),
             **payload(packet),
+            **({} if said is None else {"decoded": said}),
         )
 
     def _write_line(self, packet: bytes, addr: Address, port: int, text: str) -> None:
@@ -223,7 +229,8 @@ def listen(
 
     GROUP is written [SOURCE[,SOURCE]@]ADDRESS[:PORT][%IFACE], with IPv6 in brackets, or a name: ssdp mdns llmnr wsd
     knx coap ptp sap lcm sacn/N. Left out, it is 224.0.42.42:4242. URLs as VLC and ffmpeg take them, such as
-    udp://@239.1.1.1:5000, are understood. A capture FILE is printed as if its packets arrived, or those alone for the
+    udp://@239.1.1.1:5000, are understood. What is well known is decoded: RTP, MPEG-TS, DNS, SSDP, SAP, PTP, sACN, LCM,
+    MoldUDP64; -x shows the bytes. A capture FILE is printed as if its packets arrived, or those alone for the
     GROUPs beside it; - is standard input.
     """
     if raw + as_hex + out.json > 1:

@@ -7,6 +7,7 @@ hearing   what a responder has received in each session
 matrices  what an asking host has received from each responder, and the matrix of which host hears which
 flows     rate, loss and jitter of each source of a group: RTP, MPEG transport streams, probes
 rtp       the header of RTP, taken off
+decoders  what well-known packets say, in one line: RTP, MPEG-TS, DNS, SSDP, SAP, PTP, sACN, LCM, MoldUDP64
 ========= ==============================================================================================================
 
 All tables are bounded, whatever arrives. The core of the library does not use this package.
@@ -14,6 +15,7 @@ All tables are bounded, whatever arrives. The core of the library does not use t
 
 from __future__ import annotations
 
+from .decoders import decode
 from .flows import STRIP, Cell, Flow, FlowKey, Jitter, Meters, Numbering, spark
 from .hearing import Hearing
 from .matrices import Ledger, Responses, matrix
@@ -41,6 +43,7 @@ __all__ = [
     "Probe",
     "Responses",
     "Sequence",
+    "decode",
     "matrix",
     "parse",
     "peek",
