@@ -232,9 +232,10 @@ def documented_keys(command: str) -> dict[str, set[str]]:
 
 
 def test_the_documented_keys_are_those_that_are_written() -> None:
-    with Running("listen", GROUP, "--json", "-c", "2").joined() as listening:
+    with Running("listen", GROUP, "--json", "-c", "3").joined() as listening:
         sent = events(multicast("send", GROUP, "text", "--json").stdout)
         multicast("send", GROUP, "-x", "ff")
+        multicast("send", GROUP, "-x", b"LC02\0\0\0\1POSE\0".hex())
         heard = events(listening.end()[1])
     shown = events(multicast("interfaces", "--json").stdout)
     for command, written in (("send", sent), ("listen", heard), ("interfaces", shown)):
