@@ -54,6 +54,8 @@ _RCVBUF = 4 << 20
 _TURN, _CLIENT = 64, 1 << 20
 # The bytes of a message that are neither payload nor the text of the header: "NATS/1.0", the name, line ends.
 _FRAME = len(b"NATS/1.0\r\n" + HEADER.encode() + b": \r\n\r\n")
+# How long the server may take to answer, in seconds.
+_ANSWERS = 10
 # After so many seconds is looked again whether messages that wait may be injected.
 _PAUSE = 0.05
 # How long what waits may take to go when the bridge is closed, in seconds.
@@ -291,6 +293,7 @@ class Bridge:
         self._large_told = False  # that the server does not take what is to be told
         self._stack = AsyncExitStack()
         self._tasks: list[asyncio.Task[None]] = []
+        self._announcements: set[asyncio.Task[None]] = set()
         self._closed = False
 
     def __repr__(self) -> str:
@@ -352,9 +355,10 @@ class Bridge:
                 with suppress(Exception):
                     await asyncio.wait_for(self._say_goodbye(), _LAST)
         finally:
-            for task in self._tasks:
+            tasks = [*self._tasks, *self._announcements]
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             with suppress(Exception):
                 await asyncio.wait_for(self._nats.close(), _LAST)
             await self._stack.aclose()
@@ -616,7 +620,10 @@ class Bridge:
                     self._renewed = True
                     continue
                 self._renewed = False
-                self.handle_active(len(self._leases.held), len(self._crossings))
+                task = self._loop.create_task(self._announce())
+                self._announcements.add(task)
+                task.add_done_callback(self._announcements.discard)
+                task.add_done_callback(self._ended)
             self._wake.set()
 
     def _renew_outlets(self) -> None:
@@ -640,8 +647,14 @@ class Bridge:
                     await subscription.unsubscribe()
             if number % 64 == 63:
                 await asyncio.sleep(0)
+
+    async def _announce(self) -> None:
+        """Tell for how many groups this bridge is active, when the server knows what it has subscribed to."""
+        active = len(self._leases.held)
         with suppress(Exception):
-            await self._nats.flush(timeout=BEAT)  # type: ignore[arg-type]  # the server knows of them, before others do
+            await self._nats.flush(timeout=_ANSWERS)
+        if not self._closed:
+            self.handle_active(active, len(self._crossings))
 
     # -- from this network to the others ---------------------------------------------------------------------------
 
