@@ -85,7 +85,7 @@ def test_answers_as_json(respond: Respond) -> None:
     assert 0 < row.pop("min") <= row.pop("median") <= row.pop("p99") <= row.pop("max")
     assert row == {
         "source": "127.0.0.1", "responder": identity, "name": socket.gethostname(), "sent": 2, "replies": 2, "lost": 0,
-        "lost_there": None, "held": 0, "duplicates": 0, "reordered": 0, "hops": 0, "hops_back": 0,
+        "lost_there": None, "held_back": 0, "duplicates": 0, "reordered": 0, "hops": 0, "hops_back": 0,
     }  # fmt: skip
     (summary,) = found["summary"]
     assert summary.pop("seconds") > 0
@@ -140,12 +140,12 @@ def test_what_the_limits_hold_back_is_not_called_lost(respond: Respond) -> None:
     done = multicast("ping", GROUP, "-c", "120", "--interval", "0.002", "-W", "0.3", "--json")
     assert "responders answer 50 pings a second of one host, and these are 500" in done.stderr
     (row,) = kinds(done.stdout)["responder"]
-    assert row["held"] > 20
-    assert row["replies"] + row["held"] == 120
+    assert row["held_back"] > 20
+    assert row["replies"] + row["held_back"] == 120
     assert (row["lost"], row["lost_there"]) == (0, 0)
 
 
-def test_held_in_words(respond: Respond) -> None:
+def test_held_back_in_words(respond: Respond) -> None:
     respond()
     done = multicast("ping", GROUP, "-c", "100", "--interval", "0.002", "-W", "0.3")
     assert re.search(r"has held back [0-9]+ answers: 50 a second to one host and 500 to all", done.stderr)

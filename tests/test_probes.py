@@ -297,7 +297,7 @@ def test_whom_it_hears_is_bounded_and_does_not_include_itself() -> None:
 # -- who asks ----------------------------------------------------------------------------------------------------
 
 
-def test_the_ledger_tells_loss_from_what_was_held() -> None:
+def test_the_ledger_tells_loss_from_what_was_held_back() -> None:
     ledger, bob = Ledger(), Hearing("bob")
     answered = []
     for number in range(1, 11):
@@ -312,9 +312,9 @@ def test_the_ledger_tells_loss_from_what_was_held() -> None:
     for packet in answered:
         ledger.take(packet, 0.001, "10.0.0.9", 1)
     (found,) = ledger
-    assert (found.replies, found.held, found.lost(10), found.lost_there(10)) == (6, 2, 2, None)
+    assert (found.replies, found.held_back, found.lost(10), found.lost_there(10)) == (6, 2, 2, None)
     ledger.take(answer(bob, ping(11, ledger.session, Kind.ASK), 1232), 0.001, "10.0.0.9", 1)
-    assert (found.replies, found.held, found.lost(10), found.lost_there(10)) == (6, 2, 2, 1)
+    assert (found.replies, found.held_back, found.lost(10), found.lost_there(10)) == (6, 2, 2, 1)
     assert (found.host, found.peer.name, found.hops, found.hops_back) == ("10.0.0.9", "bob", 0, 0)
 
 

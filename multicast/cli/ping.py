@@ -331,7 +331,7 @@ def _tell_responders(out: Output, pinger: Pinger) -> None:
                 replies=found.replies,
                 lost=lost,
                 lost_there=there,
-                held=found.held,
+                held_back=found.held_back,
                 duplicates=found.numbers.duplicates,
                 reordered=found.numbers.reordered,
                 hops=found.hops,
@@ -353,9 +353,9 @@ def _tell_responders(out: Output, pinger: Pinger) -> None:
             *map(_milliseconds, numbers),
         ))  # fmt: skip
         who = printable(f"{found.host} ({found.peer.name})" if found.peer.name else found.host)
-        if found.held:
+        if found.held_back:
             notes.append(
-                f"{who} has held back {plural(found.held, 'answer')}: {_PER_SOURCE} a second to one host and"
+                f"{who} has held back {plural(found.held_back, 'answer')}: {_PER_SOURCE} a second to one host and"
                 f" {_TOTAL} to all are its limits. These are not lost"
             )
         if lost and there is not None:

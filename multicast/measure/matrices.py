@@ -36,14 +36,14 @@ class Responses:
         return self.numbers.received
 
     @property
-    def held(self) -> int:
+    def held_back(self) -> int:
         """How many pings it has received and not answered, for it answers so many a second at most."""
         known = self.report or self.peer
         return max(0, known.received - known.answered)
 
     def lost(self, sent: int) -> int:
         """Return how many of `sent` pings were lost, or their answers."""
-        return max(0, sent - self.replies - self.held)
+        return max(0, sent - self.replies - self.held_back)
 
     def lost_there(self, sent: int) -> int | None:
         """Return how many of `sent` pings did not reach it; None where it has not been asked."""
