@@ -160,6 +160,11 @@ def new_client() -> Client:
     return Client()
 
 
+def error_text(error: Exception) -> str:
+    """Return the words of an error of nats-py, without what it puts around those of the server."""
+    return str(error).removeprefix("nats: ").strip("'\"") or type(error).__name__
+
+
 class _Crossing:
     """One group at work: what was counted, and what is known of the other sites."""
 
@@ -458,7 +463,7 @@ class Bridge:
             self._told += 1
             self._discarded["slow"] += 1
             return
-        text = str(error).removeprefix("nats: ").strip("'\"") or type(error).__name__
+        text = error_text(error)
         refused = "authorization" in text.lower() or "authentication" in text.lower()
         if refused and not self._disconnects and not self._failure.done():
             self._failure.set_exception(
@@ -704,7 +709,7 @@ class Bridge:
         longest = client.max_payload - _FRAME
         done = published = size = 0
         before: _Crossing | None = None
-        head, number = "", 0
+        head = ""
         try:
             for crossing, heard, packet in taken:
                 if crossing is not before:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from multicast.errors import BridgeError
 
-from .bridging import NO_CREDENTIALS, Credentials, new_client
+from .bridging import NO_CREDENTIALS, Credentials, error_text, new_client
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
@@ -139,7 +139,7 @@ async def ask_status(
     failed: list[str] = []
 
     async def on_error(error: Exception) -> None:
-        failed.append(str(error).removeprefix("nats: ").strip("'\""))
+        failed.append(error_text(error))
 
     found: dict[str, dict[str, Any]] = {}
 

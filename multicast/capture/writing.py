@@ -216,13 +216,12 @@ class Writer:
     def _there(self) -> list[int]:
         """Return the numbers of the files of this name that are there."""
         path = PurePath(self._path)
-        names = os.listdir(path.parent)
-        middles = [name.removeprefix(f"{path.stem}-").removesuffix(path.suffix) for name in names]
-        return [
-            int(middle)
-            for name, middle in zip(names, middles, strict=True)
-            if middle.isdecimal() and name == PurePath(self._numbered(int(middle))).name
-        ]
+        numbers = []
+        for name in os.listdir(path.parent):
+            middle = name.removeprefix(f"{path.stem}-").removesuffix(path.suffix)
+            if middle.isdecimal() and name == PurePath(self._numbered(int(middle))).name:
+                numbers.append(int(middle))
+        return numbers
 
     def _open(self) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC

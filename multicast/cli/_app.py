@@ -31,7 +31,6 @@ from ._output import Closed, Output, columns, handling, printable
 __all__ = [
     "GROUP",
     "RATE",
-    "RTP_URL",
     "SECONDS",
     "Command",
     "Rate",
@@ -446,7 +445,7 @@ def parse_group(text: str) -> Group:
     if context is None or out is None:
         return group
     if text.strip().lower().startswith("rtp://"):
-        context.meta[RTP_URL] = True
+        context.meta[_RTP_URL] = True
     takes = {parameter.name for parameter in context.command.params}
     for key, value in unused_options(text):
         parameter, option = _OPTIONS_OF_URLS.get(key, ("", ""))
@@ -459,8 +458,8 @@ def parse_group(text: str) -> Group:
     return group
 
 
-#: Set in the context of a command where a group was written as an rtp:// URL.
-RTP_URL = "multicast.rtp"
+# Set in the context of a command where a group was written as an rtp:// URL.
+_RTP_URL = "multicast.rtp"
 
 
 def strip_rtp_option(function: _F) -> _F:
@@ -470,7 +469,7 @@ def strip_rtp_option(function: _F) -> _F:
 
 def tell_rtp(out: Output, stripped: bool) -> None:
     """Say that RTP headers stay, where a group was written as an rtp:// URL and they were not to be left out."""
-    if not stripped and click.get_current_context().meta.get(RTP_URL):
+    if not stripped and click.get_current_context().meta.get(_RTP_URL):
         out.say("packets keep their RTP headers; --strip-rtp leaves them out")
 
 

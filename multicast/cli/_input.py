@@ -12,9 +12,14 @@ import click
 from ._errors import BadData
 from ._output import Output, printable, quoted
 
-__all__ = ["Input", "capture_file", "output_file", "unhex"]
+__all__ = ["Input", "capture_file", "named", "output_file", "unhex"]
 
 _CHUNK = 65536
+
+
+def named(path: str, dash: str) -> str:
+    """Return the name of a file for people; `dash` is what - stands for, standard input or output."""
+    return dash if path == "-" else printable(path)
 
 
 def capture_file(path: str) -> str | BinaryIO:

@@ -28,6 +28,7 @@ __all__ = [
     "Closed",
     "Output",
     "columns",
+    "ending_signals",
     "handling",
     "narrowed",
     "payload",
@@ -367,12 +368,16 @@ def _watch_reader() -> _Reader | None:
         return None
 
 
+def ending_signals() -> list[signal.Signals]:
+    """Return the signals that end a command; below nohup(1) a hang-up ends nothing."""
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    return numbers if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [*numbers, signal.SIGHUP]
+
+
 @contextmanager
 def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Have Ctrl-C, SIGTERM and a hang-up of the terminal call `handler` meanwhile."""
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # below nohup(1) a hang-up ends nothing
-        numbers.append(signal.SIGHUP)
+    numbers = ending_signals()
     try:
         before = [signal.signal(number, handler) for number in numbers]
     except ValueError:  # not in the main thread, where signals do not come anyway

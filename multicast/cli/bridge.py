@@ -6,7 +6,6 @@ import asyncio
 import os
 import re
 import resource
-import signal
 import socket
 import ssl
 import time
@@ -25,7 +24,7 @@ from multicast.sockets import Group
 
 from ._app import ADDRESS, GROUP, command, deadline_option, interfaces_option, parse_group, ttl_option
 from ._errors import BadData, Exit
-from ._output import Output, plural, printable
+from ._output import Output, ending_signals, plural, printable
 from ._sealing import key_option
 
 if TYPE_CHECKING:
@@ -178,9 +177,7 @@ async def _stopped() -> AsyncIterator[asyncio.Event]:
             task.cancel()
         stop.set()
 
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        numbers.append(signal.SIGHUP)
+    numbers = ending_signals()
     for number in numbers:
         loop.add_signal_handler(number, came)
     try:
@@ -190,9 +187,9 @@ async def _stopped() -> AsyncIterator[asyncio.Event]:
             loop.remove_signal_handler(number)
 
 
-async def _until(stop: asyncio.Event, seconds: float | None, *others: Coroutine[Any, Any, None]) -> bool:
+async def _until(stop: asyncio.Event, seconds: float | None, *others: Callable[[], Coroutine[Any, Any, None]]) -> bool:
     """Wait for a signal, for so long at most; return whether none came. Raises what one of the others raises."""
-    tasks = [asyncio.ensure_future(one) for one in (stop.wait(), *others)]
+    tasks = [asyncio.ensure_future(wait()) for wait in (stop.wait, *others)]
     try:
         done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
@@ -215,11 +212,11 @@ async def _carry(
 ) -> Exit:
     async with AsyncExitStack() as stack:
         stop = await stack.enter_async_context(_stopped())
-        others: list[Coroutine[Any, Any, None]] = []
+        others: list[Callable[[], Coroutine[Any, Any, None]]] = []
         if serve is not None:
             server = await stack.enter_async_context(serving(*serve))
             servers = [server.url]
-            others.append(server.ended())
+            others.append(server.ended)
             out.say(f"serving NATS at {server.url}, without a password: for a trial")
         bridge = _Bridge(out, links, servers, **options)
         await stack.enter_async_context(bridge)
@@ -239,7 +236,7 @@ async def _carry(
             out.flush()
         out.say(printable(f"bridging {groups} of site {bridge.site} over {names}, Ctrl-C to stop"))
         try:
-            unhindered = await _until(stop, deadline, bridge.wait(), *others)
+            unhindered = await _until(stop, deadline, bridge.wait, *others)
         finally:
             await bridge.close()
             _tell(out, bridge)
@@ -475,11 +472,9 @@ def _check_url(url: str) -> None:
     """Raise a usage error where the text is no URL of a server."""
     try:
         parts = urlsplit(url if "://" in url else f"nats://{url}")
-        valid = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        known = parts.scheme in ("nats", "tls", "ws", "wss") and parts.hostname and parts.port != 0
     except ValueError:
-        valid = False
-        parts = urlsplit("")
-    if not valid or parts.scheme not in ("nats", "tls", "ws", "wss"):
+        known = False
+    if not known:
         shown = printable(_hidden(url))
         raise click.UsageError(f"--via is the URL of a server, as nats://hub.example:4222, not {shown!r}")
-

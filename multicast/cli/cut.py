@@ -15,7 +15,7 @@ from multicast.filters import predicate
 
 from ._app import command
 from ._errors import Exit, wording
-from ._input import capture_file, output_file
+from ._input import capture_file, named, output_file
 from ._output import Output, plural, printable
 from .replay import MOMENT
 
@@ -90,7 +90,7 @@ def cut(
             kept += 1
     if out.json:
         out.event("summary", file=target, read=read, packets=kept)
-    name = "standard output" if target == "-" else printable(target)
+    name = named(target, "standard output")
     if not kept:
         out.say(f"none of {plural(read, 'packet')} was wanted, so {name} was not written")
         return Exit.NO

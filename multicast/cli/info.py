@@ -12,7 +12,7 @@ from multicast.measure import Flow, FlowKey, Meters, Numbering, decode
 
 from ._app import command
 from ._errors import Exit
-from ._input import capture_file
+from ._input import capture_file, named
 from ._output import Output, plural, printable, where
 from .top import amount, percent, span
 
@@ -115,8 +115,7 @@ def _tell(out: Output, file: _File) -> None:
             comments=file.comments,
         )
         return
-    name = "standard input" if file.path == "-" else printable(file.path)
-    out.line(f"{name}: {plural(file.packets, 'packet')}, {plural(file.bytes, 'byte')}")
+    out.line(f"{named(file.path, 'standard input')}: {plural(file.packets, 'packet')}, {plural(file.bytes, 'byte')}")
     if file.packets:
         out.line(f"{_stamp(file.first)} to {_stamp(file.last)}, {file.seconds:.3f} s")
     rows = []

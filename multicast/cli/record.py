@@ -26,7 +26,7 @@ from ._app import (
     tell_rtp,
 )
 from ._errors import Exit, wording
-from ._input import output_file
+from ._input import named, output_file
 from ._output import Output, plural, printable
 from ._progress import Progress
 from ._sealing import counted, key_option, not_opened
@@ -165,7 +165,7 @@ def record(
             ]
             for recorder in recorders:
                 names = ", ".join(printable(interface.name) for interface in recorder.interfaces)
-                out.say(f"recording {recorder.group} on {names} to {_named(path)}")
+                out.say(f"recording {recorder.group} on {names} to {named(path, 'standard output')}")
 
             def dropped() -> int:
                 return sum(recorder.statistics().dropped for recorder in recorders)
@@ -211,18 +211,14 @@ def record(
         out.say(unopened)
     text = f"{plural(file.packets, 'packet')}, {plural(file.bytes, 'byte')}, {seconds:.1f} s"
     text += f", {plural(filtered, 'packet')} refused by the filter" if filtered else ""
-    out.say(f"{_named(path if path == '-' else file.path)}: {text}; kernel dropped {lost}")
+    written = named(path if path == "-" else file.path, "standard output")
+    out.say(f"{written}: {text}; kernel dropped {lost}")
     if file.error is not None:
         raise file.error
     if not file.packets:
         out.say(f"nothing arrived. Next: multicast listen {' '.join(map(str, wanted))}")
         return Exit.NO if finished else Exit.INTERRUPTED
     return Exit.YES
-
-
-def _named(path: str) -> str:
-    """Return the name of a file that is written, for people."""
-    return "standard output" if path == "-" else printable(path)
 
 
 @contextmanager

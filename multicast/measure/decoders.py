@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 
-from .flows import Numbering
+from .flows import MOLD, MOLD_END, RTP, TS_SIZE, TS_SYNC, Numbering
 
 __all__ = ["decode"]
 
@@ -19,16 +19,15 @@ _PAYLOAD_TYPES = {0: "PCMU", 3: "GSM", 8: "PCMA", 9: "G722", 10: "L16", 11: "L16
 # IEEE 1588-2019 table 36.
 _PTP_MESSAGES = {0: "Sync", 1: "Delay_Req", 2: "Pdelay_Req", 3: "Pdelay_Resp", 8: "Follow_Up", 9: "Delay_Resp",
                  10: "Pdelay_Resp_Follow_Up", 11: "Announce", 12: "Signaling", 13: "Management"}  # fmt: skip
-_TS_SIZE = 188
 # So many PIDs, SDP media and DNS names are named.
 _NAMED = 4
 
 
 def rtp(packet: bytes) -> str | None:
     """Decode RTP (RFC 3550 section 5.1)."""
-    if len(packet) < 12 or packet[0] >> 6 != 2:
+    if len(packet) < RTP.size or packet[0] >> 6 != 2:
         return None
-    kind, number, stamp, source = struct.unpack_from("!xBHII", packet)
+    _, kind, number, stamp, source = RTP.unpack_from(packet)
     name = _PAYLOAD_TYPES.get(kind & 0x7F, "dynamic" if kind & 0x7F >= 96 else "unassigned")
     text = f"RTP {name} ({kind & 0x7F}) seq {number} time {stamp} ssrc {source:08x}"
     return text + (" marker" if kind & 0x80 else "")
@@ -36,11 +35,11 @@ def rtp(packet: bytes) -> str | None:
 
 def mpeg_ts(packet: bytes) -> str | None:
     """Decode pieces of an MPEG transport stream (ISO/IEC 13818-1 section 2.4.3)."""
-    count, rest = divmod(len(packet), _TS_SIZE)
-    if not count or rest or any(packet[place] != 0x47 for place in range(0, len(packet), _TS_SIZE)):
+    count, rest = divmod(len(packet), TS_SIZE)
+    if not count or rest or any(packet[place] != TS_SYNC for place in range(0, len(packet), TS_SIZE)):
         return None
     pids = dict.fromkeys(
-        (packet[place + 1] & 0x1F) << 8 | packet[place + 2] for place in range(0, len(packet), _TS_SIZE)
+        (packet[place + 1] & 0x1F) << 8 | packet[place + 2] for place in range(0, len(packet), TS_SIZE)
     )
     named = " ".join(f"{pid:#x}" for pid in list(pids)[:_NAMED])
     return f"MPEG-TS {count} packets, PID {named}{' ...' if len(pids) > _NAMED else ''}"
@@ -48,11 +47,11 @@ def mpeg_ts(packet: bytes) -> str | None:
 
 def moldudp64(packet: bytes) -> str | None:
     """Decode a packet of a feed (MoldUDP64 1.00)."""
-    if len(packet) < 20:
+    if len(packet) < MOLD.size:
         return None
-    session, number, count = struct.unpack_from("!10sQH", packet)
+    session, number, count = MOLD.unpack_from(packet)
     name = session.decode("ascii", "replace").rstrip()
-    if count == 0xFFFF:
+    if count == MOLD_END:
         return f"MoldUDP64 {name} ends before {number}"
     if not count:
         return f"MoldUDP64 {name} heartbeat, next {number}"

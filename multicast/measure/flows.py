@@ -33,12 +33,12 @@ from .sequences import Order, Sequence
 __all__ = ["Cell", "Flow", "FlowKey", "Jitter", "Meters", "Numbering", "spark"]
 
 # An MPEG transport stream is made of pieces of this many bytes, which begin with this one.
-_TS_SIZE, _TS_SYNC = 188, 0x47
+TS_SIZE, TS_SYNC = 188, 0x47
 _TS_NULL = 0x1FFF
 _TS_PIDS = 64
 # RTP streams that are told apart in one flow.
 _SSRCS = 16
-_RTP = struct.Struct("!BBHII")
+RTP = struct.Struct("!BBHII")
 # Time stamps a second, by payload type (RFC 3551 section 6); of others it is measured.
 _RTP_CLOCKS = {
     **dict.fromkeys((0, 3, 4, 5, 7, 8, 9, 12, 13, 15, 18), 8000), 6: 16000, 10: 44100, 11: 44100, 16: 11025, 17: 22050,
@@ -51,7 +51,7 @@ _RTCP = range(72, 77)
 _PROBE = probes.PREFIX[0]
 _NO_NUMBER = frozenset({int(probes.Kind.ASK), int(probes.Kind.END)})
 # The header of MoldUDP64: session, number of the first message, count; and the count that ends a session.
-_MOLD, _MOLD_END = struct.Struct(">10sQH"), 0xFFFF
+MOLD, MOLD_END = struct.Struct(">10sQH"), 0xFFFF
 # So long the time stamps are watched before their clock is believed, in seconds.
 _CLOCK_AFTER = 2.0
 #: How many seconds a strip shows.
@@ -302,15 +302,15 @@ class Flow:
         first = packet[0]
         if first >> 6 == 2:
             self._take_rtp(packet, now)
-        elif first == _TS_SYNC and size % _TS_SIZE == 0:
+        elif first == TS_SYNC and size % TS_SIZE == 0:
             self._take_ts(packet, size)
         elif first == _PROBE and (probe := probes.peek(packet)) is not None:
             self._take_probe(*probe, now)
-        elif size >= _MOLD.size and 32 <= first < 127:
+        elif size >= MOLD.size and 32 <= first < 127:
             self._take_mold(packet, size)
 
     def _take_rtp(self, packet: bytes, now: float) -> None:
-        _, kind, number, stamp, ssrc = _RTP.unpack_from(packet)
+        _, kind, number, stamp, ssrc = RTP.unpack_from(packet)
         kind &= 0x7F
         if kind in _RTCP:
             return
@@ -334,10 +334,10 @@ class Flow:
         self._transit = rtp.transit
 
     def _take_mold(self, packet: bytes, size: int) -> None:
-        session, number, count = _MOLD.unpack_from(packet)
-        if count == _MOLD_END:
+        session, number, count = MOLD.unpack_from(packet)
+        if count == MOLD_END:
             count = 0
-        if not number or size < _MOLD.size + 2 * count or not session.isascii():
+        if not number or size < MOLD.size + 2 * count or not session.isascii():
             return
         known = self._mold
         if known is None or known[0] != session:
@@ -406,11 +406,11 @@ class Flow:
         cell.reordered += reordered
 
     def _take_ts(self, packet: bytes, size: int) -> None:
-        if any(packet[start] != _TS_SYNC for start in range(0, size, _TS_SIZE)):
+        if any(packet[start] != TS_SYNC for start in range(0, size, TS_SIZE)):
             return
         self.numbering = Numbering.TS
         pids = self._pids
-        for start in range(0, size, _TS_SIZE):
+        for start in range(0, size, TS_SIZE):
             pid = (packet[start + 1] & 0x1F) << 8 | packet[start + 2]
             flags = packet[start + 3]
             if pid == _TS_NULL:

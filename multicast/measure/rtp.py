@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from .flows import RTP
+
 __all__ = ["rtp_payload"]
 
 
 def rtp_payload(packet: bytes) -> bytes | None:
     """Return what an RTP packet carries, without header, sources, extension and padding; None for what is no RTP."""
-    if len(packet) < 12 or packet[0] >> 6 != 2:
+    if len(packet) < RTP.size or packet[0] >> 6 != 2:
         return None
-    begin = 12 + 4 * (packet[0] & 15)
+    begin = RTP.size + 4 * (packet[0] & 15)
     if packet[0] & 0x10:  # an extension: 16 bits of its own, and its length in words of 32 bits
         if len(packet) < begin + 4:
             return None
