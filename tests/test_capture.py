@@ -7,6 +7,8 @@ import io
 import itertools
 import math
 import os
+import random
+import re
 import resource
 import signal
 import socket
@@ -297,11 +299,104 @@ def test_files_of_earlier_runs_count_among_those_that_are_kept(tmp_path: Path) -
     assert sorted(file.name for file in tmp_path.iterdir()) == ["feed-00002.pcapng", "feed-00003.pcapng"]
 
 
-@pytest.mark.parametrize("name", ["x.pcap", "x.cap", "x.pcapng.gz", "x.pcapng.zst"])
+@pytest.mark.parametrize("name", ["x.pcap", "x.cap", "x.pcap.gz"])
 def test_a_recording_is_not_written_as_what_it_is_not(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ArgumentError, match=r"recordings are pcapng; write .*x\.pcapng(, and compress|$)"):
+    advised = re.escape(re.sub(r"\.p?cap", ".pcapng", name))
+    with pytest.raises(ArgumentError, match=rf"recordings are pcapng; write .*/{advised}$"):
         capture.write(tmp_path / name)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(params=[".gz", ".zst"])
+def compressed(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Where a compressed recording is to be."""
+    if request.param == ".zst":
+        _zstd()
+    return tmp_path / f"feed.pcapng{request.param}"
+
+
+def unpacked(path: Path) -> bytes:
+    """Return what a compressed file holds, by the library and not by the package."""
+    data = path.read_bytes()
+    return gzip.decompress(data) if path.suffix == ".gz" else _zstd().decompress(data)
+
+
+def test_a_recording_is_compressed_as_its_name_says(compressed: Path, path: Path) -> None:
+    what = packets(2000)
+    written(path, what)
+    written(compressed, what)
+    assert unpacked(compressed) == path.read_bytes()
+    assert compressed.stat().st_size < path.stat().st_size / 3
+    assert readable(compressed) == [whole(packet) for packet in what]
+
+
+def test_what_was_flushed_of_a_compressed_recording_can_be_read_at_any_time(compressed: Path) -> None:
+    with capture.write(compressed) as file:
+        for packet in packets(30):
+            file.write(packet)
+            file.flush()
+            assert payloads(compressed)[-1] == packet.payload
+    assert len(readable(compressed)) == 30
+
+
+@helpers.alone
+def test_a_full_disk_leaves_a_compressed_file_that_is_whole(
+    compressed: Path, small_disk: Callable[[int], None]
+) -> None:
+    file = capture.write(compressed)
+    noise = random.Random(7)  # which cannot be compressed
+    what = [packet._replace(payload=noise.randbytes(1000)) for packet in packets(20)]
+    for packet in what[:10]:
+        file.write(packet)
+    file.flush()
+    for packet in what[10:]:
+        file.write(packet)
+    small_disk(15_000)
+    with pytest.raises(OSError, match="File too large") as caught:
+        file.flush()
+    with capture.read(compressed) as reader:
+        assert [packet.payload for packet in reader] == [packet.payload for packet in what[:10]]
+    assert (file.packets, file.lost, file.bytes) == (10, 10, 10_000)
+    assert "10 packets are in it" in caught.value.__notes__[0]
+    pcapng = compressed.with_suffix("")
+    pcapng.write_bytes(unpacked(compressed))
+    assert told(pcapng)["eth0"] == {"received": 20, "dropped": 0, "delivered": 10}
+
+
+def test_compressed_files_of_a_series_have_their_number_before_their_ending(compressed: Path) -> None:
+    ending = compressed.suffix
+    for _ in range(2):
+        with capture.write(compressed, rotate=5000) as file:
+            for packet in packets(100):
+                file.write(packet)
+    names = sorted(file.name for file in compressed.parent.iterdir())
+    assert names == [f"feed-{number:05d}.pcapng{ending}" for number in range(1, len(names) + 1)]
+    assert len(names) > 3
+    assert len(unpacked(compressed.with_name(names[0]))) >= 5000 > compressed.with_name(names[0]).stat().st_size
+    assert sum(len(readable(compressed.with_name(name))) for name in names) == 200
+
+
+def test_without_zstd_a_recording_with_such_a_name_is_refused_with_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("backports", "backports.zstd", "compression", "compression.zstd"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ArgumentError, match=r"pip install .*, or write \.gz"):
+        capture.write(tmp_path / "x.pcapng.zst")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.needs_program("tshark")
+def test_tshark_reads_compressed_recordings(compressed: Path) -> None:
+    with capture.write(compressed) as file:
+        for packet in packets(300):
+            file.write(packet)
+            file.flush()  # so it has 300 compressed pieces
+    done = subprocess.run(
+        ["tshark", "-r", compressed, "-T", "fields", "-e", "udp.payload"], capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == 0, done.stderr
+    assert [bytes.fromhex(line) for line in done.stdout.split()] == [packet.payload for packet in packets(300)]
 
 
 def recorded_as(what: Iterable[Packet]) -> tuple[list[bytes], list[Address]]:
@@ -2085,7 +2180,9 @@ def test_listen_prints_a_file_as_what_arrives(tmp_path: Path) -> None:
     assert filtered.stdout == "packet 1packet 2packet 1"
     assert command("listen", str(path), "--expect", "5").returncode == 1
     for words, said in (
-        (["-w", "1"], "leave them out"), ([str(tmp_path / "none.pcapng")], "there is no file"), (["-i", "lo"], "leave")
+        (["-w", "1"], "-w is for what arrives"),
+        ([str(tmp_path / "none.pcapng")], "there is no file"),
+        (["-i", "lo"], "leave it out"),
     ):
         done = command("listen", str(path), *words)
         assert (done.returncode, said in done.stderr) == (2, True)
@@ -2168,10 +2265,49 @@ def test_standard_output_takes_no_series() -> None:
     assert (done.returncode, "--rotate makes files" in done.stderr) == (2, True)
 
 
-def test_info_says_what_a_file_holds(path: Path) -> None:
-    def rtp(number: int) -> bytes:
-        return struct.pack("!BBHII", 0x80, 33, number, 0, 7) + bytes(100)
+def rtp(number: int) -> bytes:
+    return struct.pack("!BBHII", 0x80, 33, number, 0, 7) + bytes(100)
 
+
+def test_top_measures_a_file_by_the_times_in_it(path: Path, tmp_path: Path) -> None:
+    # Ten a second for two seconds, of which one is missing; an hour of silence, and two more.
+    numbered = [packet._replace(payload=rtp(number)) for number, packet in enumerate(packets(22, SECOND // 10))]
+    late = [packet._replace(timestamp=packet.timestamp + 3600 * SECOND) for packet in numbered[20:]]
+    other = packets(2, SECOND // 2, group="239.1.1.9", source=("10.0.0.6", 4000))
+    written(path, sorted([*numbered[:5], *numbered[6:20], *late, *other], key=lambda packet: packet.timestamp))
+    report = tmp_path / "report.html"
+    done = command("top", str(path), f"{GROUP}:{PORT}", "--json", "--report", str(report))
+    *seconds, total, summary = events(done.stdout)
+    assert [(one["event"], one["packets"], one["lost"]) for one in seconds] == [
+        ("flow", 9, 1), ("flow", 10, 0), ("flow", 2, 0)
+    ]  # fmt: skip
+    assert seconds[0]["time_ns"] == pytest.approx(BEGIN + SECOND, abs=1000)
+    assert seconds[2]["time_ns"] == pytest.approx(BEGIN + 3602.1 * SECOND, abs=1000)
+    assert (total["packets"], total["lost"], total["numbering"]) == (21, 1, "rtp")
+    assert (summary["packets"], summary["sources"], summary["seconds"]) == (21, 1, 3602.1)
+    assert "239.7.1.1" in report.read_text()
+    both = command("top", str(path))
+    assert both.returncode == 0
+    lines = both.stdout.splitlines()
+    assert sum("pkt/s" in line for line in lines) == 4
+    assert [line.split()[:4] for line in lines[-2:]] == [
+        [f"{GROUP}:{PORT}", "10.0.0.5", "eth0", "RTP"], ["239.1.1.9:7101", "10.0.0.6", "eth0", "-"]
+    ]  # fmt: skip
+    assert "23 packets of 2 sources in 3602.1 s" in both.stderr
+
+
+def test_top_of_a_file_says_what_it_cannot_do(path: Path) -> None:
+    written(path, packets(1))
+    none = command("top", str(path), "239.99.9.9:9")
+    assert (none.returncode, "no UDP packet for these groups is in it" in none.stderr) == (1, True)
+    live = command("top", str(path), "--web", "8000", "-w", "1")
+    assert (live.returncode, "--web and -w are for what arrives" in live.stderr) == (2, True)
+    path.write_bytes(path.read_bytes()[:-10])
+    cut = command("top", str(path), "--json")
+    assert (cut.returncode, "it ends too early" in cut.stderr) == (0, True)
+
+
+def test_info_says_what_a_file_holds(path: Path) -> None:
     numbered = [packet._replace(payload=rtp(number)) for number, packet in enumerate(packets(20, SECOND // 10))]
     feed = numbered[:9] + numbered[10:]
     other = packets(5, SECOND, group="239.1.1.9", source=("10.0.0.6", 4000))

@@ -17,7 +17,6 @@ import io
 import os
 import shutil
 import struct
-import sys
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -25,6 +24,7 @@ from typing import Any, BinaryIO, Self, TypeAlias
 
 from multicast.errors import CaptureError
 
+from .compression import zstd_module
 from .packets import Counts, Decoder, Link, Packet
 from .runs import Run, Runs
 
@@ -222,7 +222,13 @@ class Reader:
         if magic[:2] == b"\x1f\x8b":
             self._file = gzip.GzipFile(fileobj=raw)
         elif magic == b"\x28\xb5\x2f\xfd":
-            self._file = _zstd(raw, self.name)
+            zstd = zstd_module()
+            if zstd is None:
+                raise CaptureError(
+                    f"{self.name} is compressed by zstd, which this Python cannot read: pip install"
+                    " 'multicast-poller[capture]', or unpack it first with zstd -d"
+                )
+            self._file = zstd.ZstdFile(raw)
         else:
             self._file = raw
 
@@ -568,20 +574,6 @@ class _Unbuffered(io.RawIOBase):
         data = self._read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
-
-
-def _zstd(raw: BinaryIO, name: str) -> Any:
-    try:
-        if sys.version_info >= (3, 14):
-            from compression import zstd
-        else:
-            from backports import zstd
-    except ImportError:
-        raise CaptureError(
-            f"{name} is compressed by zstd, which this Python cannot read: pip install 'multicast-poller[capture]',"
-            " or unpack it first with zstd -d"
-        ) from None
-    return zstd.ZstdFile(raw)
 
 
 def read(path: Path | BinaryIO, *, partial: bool = False) -> Reader:

@@ -35,6 +35,7 @@ from typing import Any, Self, TypeAlias
 from multicast.batch import Address
 from multicast.errors import ArgumentError, GroupError, PacketSizeError, check_amount, check_number
 
+from .compression import compressor, split_name
 from .packets import LINKTYPE_ETHERNET, Packet
 
 __all__ = ["Writer", "write"]
@@ -112,13 +113,8 @@ class _Counted:
 _Template: TypeAlias = tuple[Callable[..., bytes], bytes, bytes, int, int, _Counted]
 
 
-# What a recording is not written as, by the end of the name, and what to do then.
-_REFUSED = {
-    ".pcap": "",
-    ".cap": "",
-    ".gz": ", and compress it afterwards, or write to - and | gzip",
-    ".zst": ", and compress it afterwards, or write to - and | zstd",
-}
+# Formats that are read and not written, by the end of the name.
+_REFUSED = (".pcap", ".cap")
 
 
 class Writer:
@@ -128,7 +124,8 @@ class Writer:
     kept, headers included. With `rotate` the file ends with the packet that makes it so many bytes, and its statistics,
     and the packet after it begins the next one; names are then ``NAME-00001.pcapng`` and so on, after those there are
     already. With `every` a file ends so many seconds after its first packet, as soon as `flush` is called. `keep` is
-    how many of its own files stay.
+    how many of its own files stay. With a `path` that ends in ``.gz`` or ``.zst`` what is written is compressed;
+    `rotate` then counts bytes before that. ``.zst`` needs the extra ``capture`` before Python 3.14.
 
     Packets are gathered: call `flush` about once a second, or use a `Recorder`, which does. Use it as a context
     manager, or call `close`, which writes the statistics.
@@ -157,10 +154,13 @@ class Writer:
                 " time"
             )
         self._path = os.fspath(path)
-        for ending, advice in _REFUSED.items():
-            if self._path.endswith(ending):
-                stem = self._path.removesuffix(ending).removesuffix(".pcapng")
-                raise ArgumentError(f"{self._path}: recordings are pcapng; write {stem}.pcapng{advice}")
+        plain, compressed = split_name(self._path)
+        for ending in _REFUSED:
+            if plain.endswith(ending):
+                advised = plain.removesuffix(ending) + ".pcapng" + compressed
+                raise ArgumentError(f"{self._path}: recordings are pcapng; write {advised}")
+        # Each piece that is written is a compressed stream of its own, so what is in the file can always be read.
+        self._compress = compressor(compressed)
         self._comments = [comment] if comment else []
         self._snaplen = min(snaplen or _LONGEST_FRAME, _LONGEST_FRAME)
         self._rotate: float = math.inf if rotate is None else rotate
@@ -179,7 +179,8 @@ class Writer:
         self._templates: dict[Any, _Template] = {}
         self._blocks: list[bytes] = []
         self._gathered = 0
-        self._size = 0
+        self._size = 0  # bytes of this file, before compression
+        self._stored = 0  # bytes of it on the disk
         self._full = self._rotate
         self._fd = -1  # also between a file that has its size and the next
         self._closed = False
@@ -209,16 +210,22 @@ class Writer:
         """Whether the file is closed, by `close` or because the disk was full."""
         return self._closed
 
+    @property
+    def _name_parts(self) -> tuple[str, str]:
+        """What stands before and after the number in the names of a series."""
+        plain, compressed = split_name(PurePath(self._path).name)
+        return PurePath(plain).stem, PurePath(plain).suffix + compressed
+
     def _numbered(self, number: int) -> str:
-        path = PurePath(self._path)
-        return str(path.with_name(f"{path.stem}-{number:05d}{path.suffix}"))
+        stem, suffix = self._name_parts
+        return str(PurePath(self._path).with_name(f"{stem}-{number:05d}{suffix}"))
 
     def _there(self) -> list[int]:
         """Return the numbers of the files of this name that are there."""
-        path = PurePath(self._path)
+        stem, suffix = self._name_parts
         numbers = []
-        for name in os.listdir(path.parent):
-            middle = name.removeprefix(f"{path.stem}-").removesuffix(path.suffix)
+        for name in os.listdir(PurePath(self._path).parent):
+            middle = name.removeprefix(f"{stem}-").removesuffix(suffix)
             if middle.isdecimal() and name == PurePath(self._numbered(int(middle))).name:
                 numbers.append(int(middle))
         return numbers
@@ -528,21 +535,24 @@ class Writer:
         self._gathered = 0
         done = 0
         try:
+            stored = data if self._compress is None else self._compress(data)
             if self._fd < 0:
                 self._open()
             if self._size == 0 and stat.S_ISREG(os.fstat(self._fd).st_mode):
                 os.ftruncate(self._fd, 0)
-            with memoryview(data) as view:
-                while done < len(data):
+            with memoryview(stored) as view:
+                while done < len(stored):
                     done += os.write(self._fd, view[done:])
         except OSError as error:
             self._rescue(data, done, error)
             raise
-        self._size += done
+        self._size += len(data)
+        self._stored += done
 
     def _rescue(self, data: bytes, done: int, error: OSError) -> None:
         """Cut the file after its last whole block that leaves room for the statistics, and close it."""
-        room = done - len(self._statistics())
+        # Of a compressed piece that is cut nothing can be read, so its room is for the statistics.
+        room = done - len(self._statistics()) if self._compress is None else 0
         whole = position = lost = 0
         while position < len(data):
             kind, length, number, _, _, kept, original = _BLOCK.unpack_from(data, position)
@@ -559,7 +569,9 @@ class Writer:
         self.packets -= lost
         self.lost = lost + self._to_come
         last = self._statistics()
-        end = self._size + whole
+        if self._compress is not None:
+            last = self._compress(last)
+        end = self._stored + whole
         fd, self._fd = self._fd, -1
         self._closed = True
         self._release()
@@ -567,7 +579,7 @@ class Writer:
             what, where = "The next file cannot be begun", "in those before it"
         else:
             error.filename = self.path
-            self._cut(fd, end, last if whole else b"")
+            self._cut(fd, end, last if end else b"")
             what, where = "The file is closed after its last whole packet", "in it and those before it"
             if not end:
                 what, where = "There was no room to begin the file", "in those before it"
@@ -598,7 +610,7 @@ class Writer:
         self._put()
         os.close(self._fd)
         self._fd = -1
-        self._size = 0
+        self._size = self._stored = 0
         self._first_at = None
         for counted in self._counted:  # each file tells of its own packets
             counted.recorded = counted.dropped = 0

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator
-from typing import BinaryIO
-
-import click
 
 from ._errors import BadData
 from ._output import Output, printable, quoted
 
-__all__ = ["Input", "capture_file", "named", "output_file", "unhex"]
+__all__ = ["Input", "named", "unhex"]
 
 _CHUNK = 65536
 
@@ -20,28 +16,6 @@ _CHUNK = 65536
 def named(path: str, dash: str) -> str:
     """Return the name of a file for people; `dash` is what - stands for, standard input or output."""
     return dash if path == "-" else printable(path)
-
-
-def capture_file(path: str) -> str | BinaryIO:
-    """Return what is to be opened for a capture file that was named; - is standard input."""
-    if path == "-":
-        if sys.stdin is None or sys.stdin.isatty():
-            raise click.UsageError("- is standard input, and there is none but the keyboard; give a pipe or a file")
-        return sys.stdin.buffer
-    if not os.path.exists(path):
-        raise click.UsageError(f"there is no file {printable(path)}")
-    return path
-
-
-def output_file(out: Output, path: str) -> str:
-    """Return what is to be opened for a capture file that is written; - is standard output, for a pipe or a file."""
-    if path != "-":
-        return path
-    if out.json:
-        raise click.UsageError("-o - and --json both write to standard output; give -o a name")
-    if sys.stdout.isatty():
-        raise click.UsageError("-o - writes bytes, and no terminal should get them: add | PROGRAM or > FILE")
-    return "/dev/stdout"
 
 
 class Input:

@@ -14,8 +14,9 @@ from multicast.batch import Address
 from multicast.filters import predicate
 
 from ._app import command
+from ._captures import capture_file, output_file
 from ._errors import Exit, wording
-from ._input import capture_file, named, output_file
+from ._input import named
 from ._output import Output, plural, printable
 from .replay import MOMENT
 
@@ -33,7 +34,8 @@ _SECOND = 1_000_000_000
 )
 @click.argument("paths", metavar="FILE...", nargs=-1, required=True)
 @click.option("-o", "--output", "target", metavar="FILE", required=True,
-              help="The file to write, in pcapng; - is standard output.")
+              help="The file to write, in pcapng; .gz or .zst at the end of its name compress it; - is standard"
+                   " output.")
 @click.option("--only", metavar="GROUP", multiple=True, help="Packets for this group alone, with a port or without.")
 @click.option("--source", "sources", metavar="ADDRESS", multiple=True, help="Packets of this source alone.")
 @click.option("--filter", "expression", metavar="REGEX",

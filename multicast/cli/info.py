@@ -11,8 +11,9 @@ from multicast import capture
 from multicast.measure import Flow, FlowKey, Meters, Numbering, decode
 
 from ._app import command
+from ._captures import capture_file
 from ._errors import Exit
-from ._input import capture_file, named
+from ._input import named
 from ._output import Output, plural, printable, where
 from .top import amount, percent, span
 

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import re
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from multicast import capture
 from multicast.batch import Address
-from multicast.errors import GroupError
 from multicast.filters import predicate
 from multicast.listeners import MulticastListener
 from multicast.measure import FlowKey, Meters, Numbering, decode, rtp_payload
@@ -27,12 +22,11 @@ from ._app import (
     count_option,
     deadline_option,
     interfaces_option,
-    parse_group,
     strip_rtp_option,
     tell_rtp,
 )
+from ._captures import PLACE, CaptureFile, apart, as_if_they_arrived
 from ._errors import Exit, wording
-from ._input import capture_file
 from ._output import Output, payload, plural, printable, quoted, shown, where
 from ._sealing import counted, key_option, not_opened
 
@@ -163,32 +157,6 @@ class _Printer(MulticastListener):
         return f"joined {sources}{self.group.address} on {', '.join(places)}; waiting on port {self.group.port}"
 
 
-@dataclass(frozen=True)
-class _File:
-    """A capture file that is printed."""
-
-    path: str
-
-
-class _PlaceType(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # in older versions not generic
-    name = "group or file"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Group | _File:
-        if not isinstance(value, str):
-            return value  # type: ignore[no-any-return]
-        try:
-            return parse_group(value)
-        except GroupError:
-            if value != "-" and not os.path.isfile(value) and not _LIKE_A_FILE.search(value):
-                raise
-        return _File(value)
-
-
-# The names of captures, and paths: neither can be a group.
-_LIKE_A_FILE = re.compile(r"/[^/]*/|^\.|\.(?:pcap|pcapng|cap|gz|zst)$")
-_PLACE = _PlaceType()
-
-
 @command(
     "listen",
     json=True,
@@ -199,7 +167,7 @@ _PLACE = _PlaceType()
         "multicast listen feed.pcapng 239.1.2.3:5000",
     ],
 )
-@click.argument("places", metavar="[GROUP|FILE...]", nargs=-1, type=_PLACE)
+@click.argument("places", metavar="[GROUP|FILE...]", nargs=-1, type=PLACE)
 @click.option("--filter", "expression", metavar="REGEX",
               help="Only packets that match this regular expression at their start; .* first finds it anywhere.")
 @click.option("-x", "--hex", "as_hex", is_flag=True, help="Show all bytes of each packet in hexadecimal digits.")
@@ -214,7 +182,7 @@ _PLACE = _PlaceType()
 @key_option("Open the packets")
 def listen(
     out: Output,
-    places: tuple[Group | _File, ...],
+    places: tuple[Group | CaptureFile, ...],
     expression: str | None,
     as_hex: bool,
     raw: bool,
@@ -240,12 +208,9 @@ def listen(
     form = "raw" if raw else "hex" if as_hex else "json" if out.json else "line"
     wanted = expect if count is None and deadline is None else count
     listening = _Listening(out, form, wanted, strip_rtp)
-    groups = [place for place in places if isinstance(place, Group)]
-    files = [place for place in places if isinstance(place, _File)]
+    groups, files = apart(places, [("-w", deadline), ("-i", interfaces), ("--key", seal)])
     tell_rtp(out, strip_rtp)
     if files:
-        if deadline is not None or interfaces is not None or seal is not None:
-            raise click.UsageError("-w, -i and --key are for what arrives, and a file was named; leave them out")
         return _print_files(out, listening, files, groups, expression, expect)
     with Poller() as poller:
         with wording("--filter"):
@@ -298,7 +263,7 @@ def listen(
 def _print_files(
     out: Output,
     listening: _Listening,
-    files: Sequence[_File],
+    files: Sequence[CaptureFile],
     groups: Sequence[Group],
     expression: str | None,
     expect: int | None,
@@ -309,12 +274,8 @@ def _print_files(
     filtered = 0
     first: int | None = None
     last = 0
-    wanted = {(group.address, group.port): group.sources for group in groups}
-    with capture.Series([capture_file(file.path) for file in files], partial=True) as series:
-        for packet in series:
-            sources = wanted.get((packet.group, packet.port))
-            if wanted and (sources is None or (sources and packet.source[0] not in sources)):
-                continue
+    with as_if_they_arrived(files, groups) as (series, packets):
+        for packet in packets:
             addr = Address(packet.source, packet.group, packet.interface, packet.ttl, packet.timestamp)
             if accept is not None and not accept(packet.payload, addr):
                 filtered += 1

@@ -25,8 +25,9 @@ from ._app import (
     strip_rtp_option,
     tell_rtp,
 )
+from ._captures import output_file
 from ._errors import Exit, wording
-from ._input import named, output_file
+from ._input import named
 from ._output import Output, plural, printable
 from ._progress import Progress
 from ._sealing import counted, key_option, not_opened
@@ -92,7 +93,8 @@ class _WithoutRtp(capture.Recorder):
 )
 @click.argument("groups", metavar="[GROUP...]", nargs=-1, type=GROUP)
 @click.option("-o", "--output", "path", metavar="FILE", required=True,
-              help="The file to write, in pcapng; - is standard output. One that is there is replaced.")
+              help="The file to write, in pcapng; .gz or .zst at the end of its name compress it; - is standard output."
+                   " One that is there is replaced.")
 @strip_rtp_option
 @count_option("Stop after N packets.")
 @deadline_option("Stop after so many seconds.")

@@ -14,8 +14,8 @@ from multicast import capture
 from multicast.poller import Poller
 
 from ._app import SECONDS, command, count_option, deadline_option, interface_option
+from ._captures import capture_file
 from ._errors import Exit
-from ._input import capture_file
 from ._output import Output, plural, printable, where
 from ._progress import Progress
 

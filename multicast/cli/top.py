@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import os
 import select
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +23,8 @@ from multicast.poller import Poller
 from multicast.sockets import Group
 
 from . import COMMANDS
-from ._app import ADDRESS, GROUP, command, deadline_option, interfaces_option
+from ._app import ADDRESS, command, deadline_option, interfaces_option
+from ._captures import PLACE, CaptureFile, apart, as_if_they_arrived
 from ._errors import Exit
 from ._keyboard import typing
 from ._output import Output, host_of, narrowed, plural, printable, where
@@ -114,6 +117,53 @@ class _Probe(MulticastListener):
         return new
 
 
+class _Recorded:
+    """The packets of capture files, and the seconds of the clock with which they were recorded."""
+
+    def __init__(
+        self, files: Sequence[CaptureFile], groups: Sequence[Group], each_second: Callable[[_Recorded], object]
+    ) -> None:
+        """Read all; `each_second` is called at the end of each second in which something came."""
+        self.meters = Meters()
+        self.began_at = 0.0
+        self.seconds = 0.0
+        self._names: set[str] = set()
+        self._each_second = each_second
+        began: float | None = None
+        with as_if_they_arrived(files, groups) as (series, packets):
+            for packet in packets:
+                now = packet.timestamp / 1e9
+                if began is None:
+                    began = self.began_at = now
+                passed = now - began - self.seconds
+                if passed >= _SECOND:
+                    self._end(_SECOND)
+                    if passed >= 2 * _SECOND:  # a silence is one piece, however long
+                        self._end(math.floor(passed - _SECOND))
+                name = packet.interface or "?"
+                self._names.add(name)
+                key = FlowKey(packet.group, packet.port, *packet.source, name)
+                self.meters.take(key, packet.payload, now, packet.ttl)
+            self.dropped, self.cut = series.dropped, series.cut
+        if began is not None:
+            self._end(max(now - began - self.seconds, 1e-9))
+
+    @property
+    def interfaces(self) -> list[str]:
+        """The names of all interfaces by which something came."""
+        return sorted(self._names)
+
+    @property
+    def now(self) -> int:
+        """The end of the last second, in nanoseconds since 1970."""
+        return round(1e9 * (self.began_at + self.seconds))
+
+    def _end(self, seconds: float) -> None:
+        self.meters.tick(self.seconds, seconds)
+        self.seconds += seconds
+        self._each_second(self)
+
+
 class _Measurement:
     """All groups of one run, and the seconds as they pass."""
 
@@ -149,6 +199,11 @@ class _Measurement:
     def interfaces(self) -> list[str]:
         """The names of all interfaces that are listened on."""
         return sorted({interface.name for probe in self.probes for interface in probe.interfaces})
+
+    @property
+    def now(self) -> int:
+        """The time, in nanoseconds since 1970."""
+        return time.time_ns()
 
     @property
     def seconds(self) -> float:
@@ -454,9 +509,9 @@ def _web_row(flow: Flow, source: str) -> dict[str, object]:
     }
 
 
-def _plain(out: Output, measurement: _Measurement, sort: str) -> None:
+def _plain(out: Output, measurement: _Measurement | _Recorded, sort: str) -> None:
     """Write a line for each flow that sent something in the last second."""
-    now = time.time_ns()
+    now = measurement.now
     for flow in measurement.meters.ordered(sort):
         cell = flow.now
         if not (cell.packets or cell.lost or cell.dropped):
@@ -499,7 +554,7 @@ def _numbers(cell: Cell) -> dict[str, object]:
     }
 
 
-def _tell_totals(out: Output, measurement: _Measurement) -> None:
+def _tell_totals(out: Output, measurement: _Measurement | _Recorded) -> None:
     """Write what came from each source in all the time."""
     rows = []
     flows = measurement.meters.ordered("bytes")
@@ -548,9 +603,10 @@ def _tell_totals(out: Output, measurement: _Measurement) -> None:
         "multicast top 239.1.2.3:5000 239.1.2.4:5000",
         "multicast top mdns ssdp -w 60 --report local.html",
         "multicast top 10.0.0.5@232.1.1.1:5000 --sort loss --json",
+        "multicast top feed.pcapng --report feed.html",
     ],
 )
-@click.argument("groups", metavar="[GROUP...]", nargs=-1, type=GROUP)
+@click.argument("places", metavar="[GROUP|FILE...]", nargs=-1, type=PLACE)
 @click.option("--sort", type=click.Choice(SORTS), default="rate", show_default=True, help="What stands first.")
 @click.option("--report", "path", metavar="F", type=click.Path(dir_okay=False),
               help="At the end write a page with charts of all the time to this file, HTML.")
@@ -564,7 +620,7 @@ def _tell_totals(out: Output, measurement: _Measurement) -> None:
 @key_option("Open the packets")
 def top(
     out: Output,
-    groups: tuple[Group, ...],
+    places: tuple[Group | CaptureFile, ...],
     sort: str,
     path: str | None,
     web: tuple[str, int] | None,
@@ -577,14 +633,21 @@ def top(
 
     GROUP is written [SOURCE[,SOURCE]@]ADDRESS[:PORT][%IFACE], with IPv6 in brackets, or a name such as mdns; left out,
     it is 224.0.42.42:4242. What is lost is known where packets are numbered: RTP, MPEG transport streams, and multicast
-    ping and bench. Into a pipe or a file goes a line for each source and second.
+    ping and bench. Into a pipe or a file goes a line for each source and second. A capture FILE is measured as if its
+    packets arrived, or those alone for the GROUPs beside it, at once and by the times in it; - is standard input.
 
     Keys: q quits, p pauses the display, s sorts by the next column, r counts from 0 again. Exits with 1 when nothing
     arrived.
     """
+    not_for_files = [
+        ("--web", web), ("--metrics", metrics), ("-w", deadline), ("-i", interfaces), ("--key", seal)
+    ]  # fmt: skip
+    groups, files = apart(places, not_for_files)
     chosen = list(dict.fromkeys(groups or (Group(),)))
     report = None if path is None else Report(path)
     try:
+        if files:
+            return _read(out, files, groups, sort, report)
         return _run(out, chosen, sort, report, web, metrics, deadline, interfaces, seal)
     finally:
         if report is not None:
@@ -636,10 +699,42 @@ def _run(
                 finished = out.drive(poller, limit=deadline)
         measurement.end_second()
         seconds = measurement.seconds
-    meters = measurement.meters
-    packets = sum(flow.packets for flow in meters) + meters.others
     if not live and seconds % _SECOND > 0.1:
         _plain(out, measurement, sort)
+    if not _tell(out, measurement, seconds, report, measurement.probes):
+        text = f"nothing arrived in {seconds:.3g} s."
+        out.say(text + (f" Next: multicast doctor {groups[0]}" if "doctor" in COMMANDS else ""))
+        return Exit.NO if finished else Exit.INTERRUPTED
+    return Exit.YES
+
+
+def _read(
+    out: Output, files: Sequence[CaptureFile], groups: Sequence[Group], sort: str, report: Report | None
+) -> Exit:
+    """Measure capture files. On a terminal there are the totals alone, as nobody could read the seconds."""
+    seconds_too = out.json or not sys.stdout.isatty()
+    each_second = partial(_plain, out, sort=sort) if seconds_too else lambda measured: None
+    measured = _Recorded(files, groups, each_second)
+    if measured.cut:
+        out.warn(f"it ends too early: {printable(measured.cut)}")
+    if not _tell(out, measured, measured.seconds, report, ()):
+        named = [shlex.quote(file.path) for file in files if file.path != "-"]
+        text = f"no UDP packet {'for these groups ' if groups else ''}is in it."
+        out.say(text + (f" Next: multicast info {' '.join(named)}" if named else ""))
+        return Exit.NO
+    return Exit.YES
+
+
+def _tell(
+    out: Output,
+    measurement: _Measurement | _Recorded,
+    seconds: float,
+    report: Report | None,
+    probes: Sequence[_Probe],
+) -> int:
+    """Write the totals and the report; return how many packets there were."""
+    meters = measurement.meters
+    packets = sum(flow.packets for flow in meters) + meters.others
     _tell_totals(out, measurement)
     if report is not None:
         report.write(meters, measurement.began_at, seconds, measurement.dropped, sys.argv[1:])
@@ -653,20 +748,17 @@ def _run(
             forgotten=meters.forgotten,
             dropped=measurement.dropped,
             seconds=round(seconds, 6),
-            **counted(*measurement.probes),
+            **counted(*probes),
         )
-    unopened = not_opened(*measurement.probes)
+    unopened = not_opened(*probes)
     if unopened:
         out.say(unopened)
-    if not packets:
-        text = f"nothing arrived in {seconds:.3g} s."
-        out.say(text + (f" Next: multicast doctor {groups[0]}" if "doctor" in COMMANDS else ""))
-        return Exit.NO if finished else Exit.INTERRUPTED
-    text = f"{plural(packets, 'packet')} of {plural(len(meters), 'source')} in {seconds:.1f} s"
-    text += f"; kernel dropped {measurement.dropped}"
-    if measurement.dropped:
-        text += ", for this host was too slow, and they count as lost where packets are numbered"
-    if meters.others:
-        text += f"; {plural(meters.others, 'packet')} of more sources than are kept apart"
-    out.say(text + (f"; the charts are in {printable(report.path)}" if report is not None else ""))
-    return Exit.YES
+    if packets:
+        text = f"{plural(packets, 'packet')} of {plural(len(meters), 'source')} in {seconds:.1f} s"
+        text += f"; kernel dropped {measurement.dropped}"
+        if measurement.dropped:
+            text += ", as they were read too slowly, and they count as lost where packets are numbered"
+        if meters.others:
+            text += f"; {plural(meters.others, 'packet')} of more sources than are kept apart"
+        out.say(text + (f"; the charts are in {printable(report.path)}" if report is not None else ""))
+    return packets
