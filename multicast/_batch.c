@@ -46,7 +46,7 @@
 #endif
 
 enum {
-    FORM = 1,            /* raised, here and in batch.py, whenever what one asks of the other changes */
+    FORM = 2,            /* raised, here and in batch.py, whenever what one asks of the other changes */
     LIMIT = 64,          /* datagrams in one system call */
     LONGEST = 65535,     /* bytes of the longest datagram, and of the longest burst that the kernel joins */
     SEGMENTS = 64,       /* datagrams in one burst sent: older kernels take no more (UDP_MAX_SEGMENTS) */
@@ -56,9 +56,8 @@ enum {
     NAMES = 2,           /* interface names that a reader remembers; a power of two */
     NAME_SECONDS = 1,    /* ... and for how long: an index is not given twice, but a name may change */
     RAW = sizeof(struct sockaddr_in6),
-    /* Room for packet info, TTL, time and segment size, each with its header (cmsg(3)). */
-    CONTROL = CMSG_SPACE(sizeof(struct in6_pktinfo)) + CMSG_SPACE(sizeof(int)) + CMSG_SPACE(2 * sizeof(long))
-              + CMSG_SPACE(sizeof(int)),
+    /* Room for packet info, TTL, traffic class, time and segment size, each with its header (cmsg(3)). */
+    CONTROL = CMSG_SPACE(sizeof(struct in6_pktinfo)) + 3 * CMSG_SPACE(sizeof(int)) + CMSG_SPACE(2 * sizeof(long)),
     /* Slots begin on different lines of the cache: at multiples of a page they would all claim the same few. */
     LINE = 64,
     SLOTS_SIZE = LIMIT * (LONGEST + 1 + LINE),
@@ -132,6 +131,7 @@ typedef struct {
     int32_t ttl; /* -1 for None */
     char has_timestamp;
     char truncated;
+    signed char dscp; /* -1 for None */
 } Tail;
 
 enum { TAIL_ITEMS = (sizeof(Tail) + sizeof(PyObject *) - 1) / sizeof(PyObject *) };
@@ -155,7 +155,7 @@ static PyObject *address_alloc(PyTypeObject *type, Py_ssize_t count)
     PyObject *self = PyType_GenericAlloc(type, count + TAIL_ITEMS);
     if (self != NULL) {
         Py_SET_SIZE((PyVarObject *)self, count);
-        tail_of(self)->ttl = -1;
+        tail_of(self)->ttl = tail_of(self)->dscp = -1;
     }
     return self;
 }
@@ -206,25 +206,34 @@ static PyObject *owned(PyObject *object)
     return object;
 }
 
+/* Set `number` to what `object` is, from 0 to `most`, unless it is None; return 0 with an exception otherwise. */
+static int small_number(const char *name, PyObject *object, long most, long *number)
+{
+    if (object == Py_None)
+        return 1;
+    *number = PyLong_AsLong(object);
+    if (*number == -1 && PyErr_Occurred())
+        return 0;
+    if (*number < 0 || *number > most) {
+        PyErr_Format(PyExc_ValueError, "%s must be None or a number from 0 to %ld, not %ld", name, most, *number);
+        return 0;
+    }
+    return 1;
+}
+
 static PyObject *address_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"sockaddr", "group", "interface", "ttl", "timestamp", "truncated", NULL};
+    static char *names[] = {"sockaddr", "group", "interface", "ttl", "timestamp", "truncated", "dscp", NULL};
     PyObject *sockaddr, *group = Py_None, *interface = Py_None, *ttl = Py_None, *timestamp = Py_None;
+    PyObject *dscp = Py_None;
     int truncated = 0;
-    long hops = -1;
+    long hops = -1, code_point = -1;
     long long nanoseconds = 0;
     if (!PyArg_ParseTupleAndKeywords(
-            args, kwargs, "O|OOOOp:Address", names, &sockaddr, &group, &interface, &ttl, &timestamp, &truncated))
+            args, kwargs, "O|OOOOpO:Address", names, &sockaddr, &group, &interface, &ttl, &timestamp, &truncated, &dscp))
         return NULL;
-    if (ttl != Py_None) {
-        hops = PyLong_AsLong(ttl);
-        if (hops == -1 && PyErr_Occurred())
-            return NULL;
-        if (hops < 0 || hops > 255) {
-            PyErr_Format(PyExc_ValueError, "ttl must be None or a number from 0 to 255, not %ld", hops);
-            return NULL;
-        }
-    }
+    if (!small_number("ttl", ttl, 255, &hops) || !small_number("dscp", dscp, 63, &code_point))
+        return NULL;
     if (timestamp != Py_None) {
         nanoseconds = PyLong_AsLongLong(timestamp);
         if (nanoseconds == -1 && PyErr_Occurred())
@@ -240,10 +249,11 @@ static PyObject *address_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     tail->has_timestamp = timestamp != Py_None;
     tail->timestamp = nanoseconds;
     tail->truncated = (char)truncated;
+    tail->dscp = (signed char)code_point;
     return self;
 }
 
-/* A copy of `model` with a tail of its own, which is all zero but for `ttl`. */
+/* A copy of `model` with a tail of its own, in which nothing is known. */
 static PyObject *clone(PyObject *model)
 {
     PyTypeObject *type = Py_TYPE(model);
@@ -262,7 +272,7 @@ static PyObject *clone(PyObject *model)
     }
     Tail *tail = tail_of(self);
     memset(tail, 0, sizeof *tail);
-    tail->ttl = -1;
+    tail->ttl = tail->dscp = -1;
     /* Not tracked by the collector: its items are texts and numbers, which cannot form a cycle. */
     return self;
 }
@@ -291,6 +301,12 @@ static PyObject *address_ttl(PyObject *self, void *Py_UNUSED(closure))
     return ttl < 0 ? or_none(NULL) : PyLong_FromLong(ttl);
 }
 
+static PyObject *address_dscp(PyObject *self, void *Py_UNUSED(closure))
+{
+    long dscp = tail_of(self)->dscp;
+    return dscp < 0 ? or_none(NULL) : PyLong_FromLong(dscp);
+}
+
 static PyObject *address_timestamp(PyObject *self, void *Py_UNUSED(closure))
 {
     Tail *tail = tail_of(self);
@@ -313,20 +329,23 @@ static PyObject *address_reduce(PyObject *self, PyObject *Py_UNUSED(ignored))
     PyObject *plain = PyTuple_GetSlice(self, 0, Py_SIZE(self));
     PyObject *ttl = address_ttl(self, NULL);
     PyObject *timestamp = address_timestamp(self, NULL);
+    PyObject *dscp = address_dscp(self, NULL);
     Tail *tail = tail_of(self);
-    if (plain != NULL && ttl != NULL && timestamp != NULL)
+    if (plain != NULL && ttl != NULL && timestamp != NULL && dscp != NULL)
         result = Py_BuildValue(
-            "O(OOOOOO)",
+            "O(OOOOOOO)",
             (PyObject *)Py_TYPE(self),
             plain,
             tail->group != NULL ? tail->group : Py_None,
             tail->interface != NULL ? tail->interface : Py_None,
             ttl,
             timestamp,
-            tail->truncated ? Py_True : Py_False);
+            tail->truncated ? Py_True : Py_False,
+            dscp);
     Py_XDECREF(plain);
     Py_XDECREF(ttl);
     Py_XDECREF(timestamp);
+    Py_XDECREF(dscp);
     return result;
 }
 
@@ -334,6 +353,7 @@ static PyGetSetDef address_getset[] = {
     {"group", address_group, NULL, "The address the packet was sent to, as text.", NULL},
     {"interface", address_interface, NULL, "The name of the interface it arrived on.", NULL},
     {"ttl", address_ttl, NULL, "Its TTL or hop limit on arrival.", NULL},
+    {"dscp", address_dscp, NULL, "Its differentiated services code point, 0 to 63 (RFC 2474).", NULL},
     {"timestamp", address_timestamp, NULL, "When the kernel received it, in integer nanoseconds since 1970.", NULL},
     {"truncated", address_truncated, NULL, "Whether it was longer than the listener's `mtu` and has been cut.", NULL},
     {"host", address_item, NULL, "The address of the sender, as text.", (void *)0},
@@ -735,6 +755,7 @@ static PyObject *find_address(State *state, Reader *reader, const struct sockadd
 typedef struct {
     int segment; /* size of the datagrams a burst is made of, 0 for a single one */
     int ttl;
+    int dscp;
     int index;
     int destination_length;
     const unsigned char *destination;
@@ -745,7 +766,7 @@ typedef struct {
 static void read_control(struct msghdr *head, Extra *extra)
 {
     memset(extra, 0, sizeof *extra);
-    extra->ttl = -1;
+    extra->ttl = extra->dscp = -1;
     for (struct cmsghdr *item = CMSG_FIRSTHDR(head); item != NULL; item = CMSG_NXTHDR(head, item)) {
         const unsigned char *data = CMSG_DATA(item);
         if (item->cmsg_len < CMSG_LEN(0))
@@ -766,6 +787,8 @@ static void read_control(struct msghdr *head, Extra *extra)
             if (item->cmsg_type == IP_TTL && size >= sizeof number) {
                 memcpy(&number, data, sizeof number);
                 extra->ttl = number;
+            } else if (item->cmsg_type == IP_TOS && size >= 1) {
+                extra->dscp = data[0] >> 2;
             } else if (item->cmsg_type == IP_PKTINFO && size >= sizeof(struct in_pktinfo)) {
                 memcpy(&number, data + offsetof(struct in_pktinfo, ipi_ifindex), sizeof number);
                 extra->index = number;
@@ -777,6 +800,9 @@ static void read_control(struct msghdr *head, Extra *extra)
             if (item->cmsg_type == IPV6_HOPLIMIT && size >= sizeof number) {
                 memcpy(&number, data, sizeof number);
                 extra->ttl = number;
+            } else if (item->cmsg_type == IPV6_TCLASS && size >= sizeof number) {
+                memcpy(&number, data, sizeof number);
+                extra->dscp = number >> 2 & 63;
             } else if (item->cmsg_type == IPV6_PKTINFO && size >= sizeof(struct in6_pktinfo)) {
                 memcpy(&number, data + offsetof(struct in6_pktinfo, ipi6_ifindex), sizeof number);
                 extra->index = number;
@@ -853,6 +879,7 @@ static PyObject *detailed(Reader *reader, PyObject *known, const Extra *extra, i
         tail->group = owned(group);
         tail->interface = owned(interface);
         tail->ttl = extra->ttl;
+        tail->dscp = (signed char)extra->dscp;
         tail->has_timestamp = (char)extra->has_timestamp;
         tail->timestamp = extra->timestamp;
     }

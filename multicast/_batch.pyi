@@ -21,6 +21,8 @@ class Address(tuple[Any, ...]):
     @property
     def truncated(self) -> bool: ...
     @property
+    def dscp(self) -> int | None: ...
+    @property
     def host(self) -> str: ...
     @property
     def port(self) -> int: ...
@@ -32,6 +34,7 @@ class Address(tuple[Any, ...]):
         ttl: int | None = None,
         timestamp: int | None = None,
         truncated: bool = False,
+        dscp: int | None = None,
     ) -> Self: ...
 
 @final

@@ -43,7 +43,7 @@ ENGINE = "python"
 LIMIT = 64
 
 # The C form and this file belong together. Raised whenever what one asks of the other changes.
-FORM = 1
+FORM = 2
 _LONGEST = 65535
 _ADDRESSES = 4096
 # A name is looked up again after so many seconds: an index is never given twice, but a name may change.
@@ -58,8 +58,8 @@ _SIOCGIFNAME = 0x8910
 _UDP_SEGMENT = 103
 _UDP_GRO = 104
 _TRUNCATED = int(socket.MSG_TRUNC)  # as a flag of an enum it would cost more than all the rest
-# Room for packet info of either family, a TTL, a time and a segment size, each with its header (cmsg(3)).
-_DETAILS = socket.CMSG_SPACE(20) + socket.CMSG_SPACE(4) + socket.CMSG_SPACE(16) + socket.CMSG_SPACE(4)
+# Room for packet info of either family, TTL, traffic class, time and segment size, each with its header (cmsg(3)).
+_DETAILS = socket.CMSG_SPACE(20) + 3 * socket.CMSG_SPACE(4) + socket.CMSG_SPACE(16)
 _GRO = socket.CMSG_SPACE(4)
 _TIMESPEC = struct.Struct("@ll")
 _INT = struct.Struct("@i")
@@ -87,6 +87,8 @@ class Address(tuple[Any, ...]):
     timestamp: int | None
     #: Whether it was longer than the listener's `mtu` and has been cut.
     truncated: bool
+    #: Its differentiated services code point, 0 to 63 (RFC 2474).
+    dscp: int | None
 
     def __new__(
         cls,
@@ -96,6 +98,7 @@ class Address(tuple[Any, ...]):
         ttl: int | None = None,
         timestamp: int | None = None,
         truncated: bool = False,
+        dscp: int | None = None,
     ) -> Self:
         """Make one; for tests and for listeners that are fed by hand."""
         self = tuple.__new__(cls, sockaddr)
@@ -104,10 +107,11 @@ class Address(tuple[Any, ...]):
         self.ttl = ttl
         self.timestamp = timestamp
         self.truncated = truncated
+        self.dscp = dscp
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Address, (tuple(self), self.group, self.interface, self.ttl, self.timestamp, self.truncated)
+        return Address, (tuple(self), self.group, self.interface, self.ttl, self.timestamp, self.truncated, self.dscp)
 
     @property
     def host(self) -> str:
@@ -327,13 +331,14 @@ def _segment(ancillary: list[tuple[int, int, bytes]], size: int) -> int:
 
 def _cut(address: Address) -> Address:
     """Return an address equal to this one in all but that its packet was cut."""
-    return Address(address, address.group, address.interface, address.ttl, address.timestamp, True)
+    return Address(address, address.group, address.interface, address.ttl, address.timestamp, True, address.dscp)
 
 
 def _detailed(reader: Reader, sockaddr: tuple[Any, ...], ancillary: list[tuple[int, int, bytes]]) -> Address:
     """Return the address of a packet with what the kernel said of it."""
     group, interface = reader.group, reader.interface
     ttl: int | None = None
+    dscp: int | None = None
     timestamp: int | None = None
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS and len(data) == _TIMESPEC.size:
@@ -342,6 +347,8 @@ def _detailed(reader: Reader, sockaddr: tuple[Any, ...], ancillary: list[tuple[i
         elif level == socket.IPPROTO_IP:
             if kind == socket.IP_TTL and len(data) >= _INT.size:
                 (ttl,) = _INT.unpack_from(data)
+            elif kind == socket.IP_TOS and data:
+                dscp = data[0] >> 2
             elif kind == _IP_PKTINFO and len(data) >= 12:
                 # struct in_pktinfo: arrival interface, the local address, the destination in the header.
                 interface = _name(reader, _INT.unpack_from(data)[0])
@@ -349,10 +356,12 @@ def _detailed(reader: Reader, sockaddr: tuple[Any, ...], ancillary: list[tuple[i
         elif level == socket.IPPROTO_IPV6:
             if kind == socket.IPV6_HOPLIMIT and len(data) >= _INT.size:
                 (ttl,) = _INT.unpack_from(data)
+            elif kind == socket.IPV6_TCLASS and len(data) >= _INT.size:
+                dscp = _INT.unpack_from(data)[0] >> 2 & 63
             elif kind == socket.IPV6_PKTINFO and len(data) >= 20:
                 interface = _name(reader, _INT.unpack_from(data, 16)[0])
                 group = socket.inet_ntop(socket.AF_INET6, data[:16])
-    return Address(sockaddr, group, interface, ttl, timestamp)
+    return Address(sockaddr, group, interface, ttl, timestamp, False, dscp)
 
 
 def _name(reader: Reader, index: int) -> str | None:

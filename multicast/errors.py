@@ -168,6 +168,9 @@ _ADVICE: dict[tuple[str, int], str] = {
     ),
     ("bind", errno.EACCES): "Ports below 1024 need root or CAP_NET_BIND_SERVICE. Use a port from 1024 on.",
     ("bind", errno.EINVAL): "The address needs an interface: a link-local group is bound on one interface only.",
+    ("source", errno.EPERM): (
+        "Sending from {address}, which may not be an address of this host, needs root or CAP_NET_ADMIN."
+    ),
     ("open", errno.EMFILE): (
         "This process has reached its limit of open descriptors (ulimit -n). Close listeners that are no longer"
         " needed, or raise the limit."
@@ -239,7 +242,7 @@ class _Context(dict[str, str]):
 def advise(error: OSError, operation: str, **context: object) -> OSError:
     """Add to `error` what it means for `operation` and what to do about it; return the same error.
 
-    `operation` is one of ``open bind join leave send receive accept connect stream register``. `context`
+    `operation` is one of ``open bind source join leave send receive accept connect stream register``. `context`
     fills the names in the text. An error the table does not know is returned as it came.
     """
     text = _ADVICE.get((operation, error.errno or 0))

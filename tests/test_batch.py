@@ -475,39 +475,42 @@ def test_what_an_iterator_raises_comes_through_after_what_it_yielded(form: Any) 
 
 def test_an_address_is_a_tuple_with_attributes(form: Any) -> None:
     for sockaddr in (("10.0.0.1", 5), ("fe80::1", 5, 0, 2)):
-        address = form.Address(sockaddr, "239.1.1.1", interface="eth0", ttl=7, timestamp=1, truncated=True)
+        address = form.Address(sockaddr, "239.1.1.1", interface="eth0", ttl=7, timestamp=1, truncated=True, dscp=46)
         assert address == sockaddr
         assert hash(address) == hash(sockaddr)
         assert len(address) == len(sockaddr)
         assert (address.host, address.port) == sockaddr[:2]
-        assert (address.group, address.interface, address.ttl, address.timestamp, address.truncated) == (
+        assert (address.group, address.interface, address.ttl, address.timestamp, address.truncated, address.dscp) == (
             "239.1.1.1",
             "eth0",
             7,
             1,
             True,
+            46,
         )
         plain = form.Address(sockaddr)
-        assert (plain.group, plain.interface, plain.ttl, plain.timestamp, plain.truncated) == (
+        assert (plain.group, plain.interface, plain.ttl, plain.timestamp, plain.truncated, plain.dscp) == (
             None,
             None,
             None,
             None,
             False,
+            None,
         )
 
 
 def test_an_address_can_be_copied_and_pickled() -> None:
-    address = multicast.Address(("10.0.0.1", 5), "239.1.1.1", "eth0", 7, 1, True)
+    address = multicast.Address(("10.0.0.1", 5), "239.1.1.1", "eth0", 7, 1, True, 46)
     for again in (pickle.loads(pickle.dumps(address)), copy.copy(address), copy.deepcopy(address)):  # noqa: S301
         assert again == address
         assert type(again) is type(address)
-        assert (again.group, again.interface, again.ttl, again.timestamp, again.truncated) == (
+        assert (again.group, again.interface, again.ttl, again.timestamp, again.truncated, again.dscp) == (
             "239.1.1.1",
             "eth0",
             7,
             1,
             True,
+            46,
         )
 
 

@@ -27,7 +27,7 @@ import multicast
 from multicast import sockets
 
 GROUP = "239.7.7.7"
-DETAILS = ("group", "interface", "ttl", "timestamp", "truncated")
+DETAILS = ("group", "interface", "ttl", "timestamp", "truncated", "dscp")
 
 
 def _load(name: str, c: bool) -> ModuleType:
@@ -140,21 +140,21 @@ def test_an_address_is_the_tuple_of_recvfrom(batch: Any, sockaddr: tuple[Any, ..
     assert isinstance(address, tuple)
     assert address[:1] == sockaddr[:1]
     assert {sockaddr: 1}.get(address) == 1
-    assert [getattr(address, name) for name in DETAILS] == [None, None, None, None, False]
+    assert [getattr(address, name) for name in DETAILS] == [None, None, None, None, False, None]
 
 
 def test_an_address_knows_more_than_the_tuple(batch: Any) -> None:
-    address = batch.Address(("192.0.2.1", 7), "239.1.1.1", "eth0", 255, 2**62, True)
+    address = batch.Address(("192.0.2.1", 7), "239.1.1.1", "eth0", 255, 2**62, True, 63)
     assert (address.host, address.port) == ("192.0.2.1", 7)
-    assert [getattr(address, name) for name in DETAILS] == ["239.1.1.1", "eth0", 255, 2**62, True]
-    named = batch.Address(sockaddr=["h", 1], group="g", interface="i", ttl=0, timestamp=0, truncated=False)
-    assert [getattr(named, name) for name in DETAILS] == ["g", "i", 0, 0, False]
+    assert [getattr(address, name) for name in DETAILS] == ["239.1.1.1", "eth0", 255, 2**62, True, 63]
+    named = batch.Address(sockaddr=["h", 1], group="g", interface="i", ttl=0, timestamp=0, truncated=False, dscp=0)
+    assert [getattr(named, name) for name in DETAILS] == ["g", "i", 0, 0, False, 0]
     assert named == ("h", 1)
 
 
 def test_addresses_are_copied_and_pickled_whole() -> None:
     for address in (
-        multicast.Address(("192.0.2.1", 7), "239.1.1.1", "eth0", 255, 1, True),
+        multicast.Address(("192.0.2.1", 7), "239.1.1.1", "eth0", 255, 1, True, 46),
         multicast.Address(("fe80::1", 7, 5, 2)),
     ):
         for again in (copy.copy(address), copy.deepcopy(address), pickle.loads(pickle.dumps(address))):  # noqa: S301
@@ -233,10 +233,11 @@ def test_longer_packets_are_cut_and_marked(
 
 
 @pytest.mark.parametrize("group", [GROUP, "ff15::7:7"])
-def test_details_tell_group_interface_ttl_and_time(batch: Any, free_port: int, group: str) -> None:
+def test_details_tell_group_interface_ttl_dscp_and_time(batch: Any, free_port: int, group: str) -> None:
     with receiver(group, free_port, details=True) as opened:
         sending, to = sockets.open_sender(sockets.Endpoint(group, free_port), 9, interface="lo")
         with sending:
+            sockets.set_dscp(sending, 46)
             sending.sendto(b"first", to)  # its time is that of reading, for the kernel has only begun to note it
             drain(batch, batch.Reader(opened, 100, details=True))
             for number in range(3):
@@ -249,6 +250,7 @@ def test_details_tell_group_interface_ttl_and_time(batch: Any, free_port: int, g
         assert (address.host, address.port) == (host, port)
         assert len(address) == (4 if ":" in group else 2)
         assert (address.group, address.interface, address.ttl, address.truncated) == (group, "lo", 9, False)
+        assert address.dscp == 46
     now = time.time_ns()
     assert all(now - 60 * 10**9 < address.timestamp <= now for address in addresses)
 
@@ -518,7 +520,7 @@ class TestArguments:
     def test_addresses_refuse_numbers_that_do_not_fit(self) -> None:
         from multicast import _batch
 
-        for options in ({"ttl": 256}, {"ttl": -1}, {"timestamp": 1 << 64}, {"ttl": "x"}):
+        for options in ({"ttl": 256}, {"ttl": -1}, {"timestamp": 1 << 64}, {"ttl": "x"}, {"dscp": 64}):
             with pytest.raises((ValueError, OverflowError, TypeError)):
                 _batch.Address(("h", 1), **options)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import itertools
@@ -37,7 +38,7 @@ from multicast import ArgumentError, CaptureError, InterfaceError, Multicaster, 
 from multicast.batch import Address
 from multicast.capture import Counts, Packet, Recorder, Replayer, runs
 from multicast.capture.runs import Run
-from multicast.cli.replay import _contents
+from multicast.cli.replay import _DSCP, _contents
 from multicast.measure import rtp_payload
 
 GROUP, PORT = "239.7.1.1", 7101
@@ -404,7 +405,10 @@ def recorded_as(what: Iterable[Packet]) -> tuple[list[bytes], list[Address]]:
     what = list(what)
     return (
         [packet.payload for packet in what],
-        [Address(packet.source, None, packet.interface, packet.ttl, packet.timestamp) for packet in what],
+        [
+            Address(packet.source, None, packet.interface, packet.ttl, packet.timestamp, False, packet.dscp)
+            for packet in what
+        ],
     )
 
 
@@ -1795,6 +1799,104 @@ def test_packets_come_out_of_a_real_socket(path: Path, poller: Poller) -> None:
     assert payloads(again) == [packet.payload for packet in what]
     assert replayer.statistics().packets == 300
     assert 0 < replayer.timing.percentile(50) <= replayer.timing.percentile(99) <= replayer.timing.max
+
+
+@pytest.mark.parametrize("group, source", [(GROUP, SOURCE), ("ff15::7", ("fd00::5", 40112))])
+def test_a_file_keeps_the_dscp_of_each_packet(path: Path, group: str, source: tuple[str, int]) -> None:
+    what = [
+        packet._replace(dscp=dscp, payload=b"%3d" % number)
+        for number, dscp in enumerate([0] * 20 + [46] * 20 + [34, 10, 63])
+        for packet in packets(1, group=group, source=source)
+    ]
+    assert readable(written(path, what)) == [whole(packet) for packet in what]
+    batched = path.with_name("batched.pcapng")
+    with capture.write(batched) as file:
+        file.extend(*recorded_as(what), group, PORT)
+    assert [packet.dscp for packet in readable(batched)] == [packet.dscp for packet in what]
+
+
+@pytest.mark.needs_program("tshark")
+def test_wireshark_reads_the_dscp_of_a_recording(path: Path) -> None:
+    written(path, [*packets(1, dscp=46), *packets(1, dscp=34, group="ff15::7", source=("fd00::5", 9))])
+    assert fields(path, "ip.dsfield.dscp", "ipv6.tclass.dscp") == [["46", ""], ["", "34"]]
+
+
+def test_the_dscp_is_recorded_and_replayed(path: Path, poller: Poller) -> None:
+    what = [packet._replace(source=("10.0.0.5", 40000 + number % 2), dscp=46 * (number % 2))
+            for number, packet in enumerate(packets(20, 1_000_000))]  # fmt: skip
+    written(path, what)
+    for wanted, expected in ((None, [0, 46] * 10), (10, [10] * 20)):
+        again = path.with_name("again.pcapng")
+        recorder = Recorder(again, ip=TWO, port=PORT, interface="lo", poller=poller)
+        replayer = Replayer(path, to=TWO, ttl=0, dscp=wanted, poller=poller)
+        settle(poller, lambda replayer=replayer, recorder=recorder: (  # type: ignore[misc]
+            replayer.closed and recorder.statistics().delivered == 20
+        ))
+        recorder.close()
+        assert [packet.dscp for packet in readable(again)] == expected
+    one = path.with_name("one.pcapng")
+    with Recorder(one, ip=TWO, port=PORT, interface="lo", poller=poller) as recorder:
+        replayer = Replayer(path, to=TWO, ttl=0, dscp=34, source_port=40009, poller=poller)
+        settle(poller, lambda: replayer.closed and recorder.statistics().delivered == 20)
+    assert {(packet.dscp, packet.source[1]) for packet in readable(one)} == {(34, 40009)}
+
+
+@pytest.mark.needs_namespaces
+@pytest.mark.parametrize("family", ["IPv4", "IPv6"])
+def test_a_replay_keeps_the_sources_of_the_file_when_asked_to(path: Path, family: str) -> None:
+    six = family == "IPv6"
+    group = "ff15::7" if six else GROUP
+    hosts = ["fd77::5", "fd77::6"] if six else ["10.77.0.5", "10.77.0.6"]
+    what = [
+        packet._replace(source=(hosts[number % 2], 5004), payload=packet.payload + bytes(3000), dscp=46)
+        for number, packet in enumerate(packets(10, 1_000_000, group=group))
+    ]
+    written(path, what)
+    again = path.with_name("again.pcapng")
+    place = f"[{group}]:{PORT}" if six else f"{group}:{PORT}"
+    with netns.Lab() as lab:
+        alice, bob = lab.pair()
+        # Strict reverse path filters would discard what comes from where no route leads.
+        bob.sysctl("ipv4.conf.all.rp_filter", 0)
+        bob.sysctl("ipv4.conf.vb.rp_filter", 0)
+        with Running("record", place, "-o", str(again), "-c", "10", "-i", "vb", host=bob) as recording:
+            recording.until_said("recording ")
+            done = command("replay", str(path), "--as-recorded", "-i", "va", "--keep-source", host=alice)
+            assert done.returncode == 0, done.stderr
+            assert recording.end()[0] == 0
+    assert [(packet.payload, packet.source, packet.dscp) for packet in readable(again)] == [
+        (packet.payload, packet.source, 46) for packet in what
+    ]
+
+
+def test_without_privileges_the_sources_of_a_file_cannot_be_kept(
+    net: testing.Network, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = testing.memory.Socket.setsockopt
+
+    def refuse(self: testing.memory.Socket, level: int, option: int, value: Any) -> None:
+        if (level, option) == (socket.IPPROTO_IP, 19):  # IP_TRANSPARENT
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        plain(self, level, option, value)
+
+    monkeypatch.setattr(testing.memory.Socket, "setsockopt", refuse)
+    replayer = Replayer(written(path, packets(1)), to=TWO, keep_source=True)
+    with pytest.raises(PermissionError) as caught:
+        net.advance(1)
+    assert "Sending from 10.0.0.5" in caught.value.__notes__[0]
+    assert "needs root or CAP_NET_ADMIN" in caught.value.__notes__[0]
+    replayer.close()
+
+
+@pytest.mark.parametrize("words, number", [("46", 46), ("ef", 46), ("AF41", 34), ("AF13", 14), ("CS5", 40), ("0", 0)])
+def test_a_dscp_has_a_number_or_a_name(words: str, number: int) -> None:
+    assert _DSCP.convert(words, None, None) == number
+
+
+@pytest.mark.parametrize("words", ["64", "-1", "AF14", "AF51", "CS8", "EF1", ""])
+def test_what_is_no_dscp_is_refused(path: Path, words: str) -> None:
+    done = command("replay", str(written(path, packets(1))), "--to", TWO, f"--dscp={words}")
+    assert (done.returncode, "write 0 to 63, EF, AF11 to AF43, or CS0 to CS7" in done.stderr) == (2, True)
 
 
 def sent_from(net: testing.Network, path: Path, **options: Any) -> tuple[list[tuple[bytes, int, int]], Replayer]:

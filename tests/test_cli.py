@@ -742,7 +742,8 @@ def test_json_has_the_documented_keys_in_their_order() -> None:
     assert isinstance(first.pop("time_ns"), int)
     assert list(first.items()) == [
         ("v", 1), ("event", "packet"), ("interface", "lo"), ("source", "127.0.0.1"), ("source_port", 5999),
-        ("group", "239.1.2.3"), ("port", 5000), ("ttl", 1), ("length", 5), ("text", "hello"),
+        ("group", "239.1.2.3"), ("port", 5000), ("ttl", 1), ("dscp", 0), ("length", 5),
+        ("text", "hello"),
     ]  # fmt: skip
     assert list(second)[:3] == ["v", "event", "time_ns"]
     assert "text" not in second

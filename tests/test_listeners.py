@@ -707,7 +707,7 @@ def test_details_are_told_when_asked_for(poller: Poller, free_port: int, ip: str
     multicast.sendto("x", ip, free_port, 0)
     turns(poller)
     (addr,) = listener.addrs
-    assert (addr.group, addr.interface, addr.ttl, addr.truncated) == (ip, "lo", 0, False)
+    assert (addr.group, addr.interface, addr.ttl, addr.dscp, addr.truncated) == (ip, "lo", 0, 0, False)
     assert addr.timestamp is not None
     assert began - 10**9 < addr.timestamp < time.time_ns() + 10**9
 
@@ -720,7 +720,7 @@ def test_without_details_group_and_truncation_are_known_and_the_interface_where_
     turns(poller)
     (addr,) = listener.addrs
     assert (addr.group, addr.interface, addr.truncated) == ("224.0.42.42", "lo", False)
-    assert (addr.ttl, addr.timestamp) == (None, None)
+    assert (addr.ttl, addr.timestamp, addr.dscp) == (None, None, None)
 
 
 def test_an_address_is_a_value_with_attributes() -> None:

@@ -39,10 +39,10 @@ _FRAGMENT = 44
 _EXTENSIONS = frozenset({0, 43, 60})
 _AUTHENTICATION = 51  # in units of 4 (RFC 4302)
 
-# Version and header length, total length, flags and offset, TTL, protocol, then both addresses and both ports as one
-# key, and the UDP length: all of an IPv4 packet without options that is looked at.
-_IPV4_UDP = struct.Struct(">BxHxxHBBxx12sH")
-# Version, payload length, next header, hop limit, addresses.
+# Version and header length, DSCP and ECN, total length, flags and offset, TTL, protocol, then both addresses and both
+# ports as one key, and the UDP length: all of an IPv4 packet without options that is looked at.
+_IPV4_UDP = struct.Struct(">BBHxxHBBxx12sH")
+# Version, DSCP, ECN and flow label, payload length, next header, hop limit, addresses.
 _IPV6 = struct.Struct(">IHBB32s")
 _SHORT = struct.Struct(">H")
 _LONG = struct.Struct(">I")
@@ -78,6 +78,8 @@ class Packet(NamedTuple):
     ttl: int = 1
     #: The bytes it carried; more than `payload` has when the capture cut it short. 0 means as many.
     length: int = 0
+    #: Its differentiated services code point, 0 to 63 (RFC 2474): how urgent it is to routers and switches.
+    dscp: int = 0
 
     @property
     def truncated(self) -> bool:
@@ -133,14 +135,13 @@ class Link(NamedTuple):
 class _Datagram:
     """The fragments of one datagram, until they are complete."""
 
-    __slots__ = ("began", "end", "head", "pieces", "size")
+    __slots__ = ("began", "end", "pieces", "size")
 
     def __init__(self, began: int) -> None:
         self.began = began  # when the first of them was captured, in nanoseconds
         self.pieces: dict[int, bytes] = {}
         self.size = 0
         self.end: int | None = None
-        self.head: tuple[int, bytes] | None = None  # protocol and TTL of the first fragment
 
     def whole(self) -> bytes | None:
         """Return the datagram, or None while something is missing."""
@@ -237,7 +238,7 @@ class Decoder:
     def ip(self, data: bytes, start: int, end: int, timestamp: int, interface: str | None) -> Packet | None:
         """Decode an IP packet of either version."""
         if start + 28 <= end:
-            version, total, offset, ttl, protocol, key, length = _IPV4_UDP.unpack_from(data, start)
+            version, tos, total, offset, ttl, protocol, key, length = _IPV4_UDP.unpack_from(data, start)
             if version == 0x45 and protocol == _UDP and not offset & 0x3FFF:
                 # The usual case in one go: IPv4 without options, not a fragment.
                 if not total:
@@ -248,7 +249,7 @@ class Decoder:
                         flow = self._flow(key)
                     stop = start + 20 + length
                     payload = data[start + 28 : stop if stop <= end else end]
-                    return _make(Packet, (payload, *flow, timestamp, interface, ttl, length - 8))
+                    return _make(Packet, (payload, *flow, timestamp, interface, ttl, length - 8, tos >> 2))
                 self.counts.malformed += 1
                 return None
         elif start >= end:
@@ -272,7 +273,7 @@ class Decoder:
         offloaded = not total
         total = total or end - start
         (offset,) = _SHORT.unpack_from(data, start + 6)
-        ttl, protocol = data[start + 8], data[start + 9]
+        tos, ttl, protocol = data[start + 1], data[start + 8], data[start + 9]
         if protocol == _AUTHENTICATION and not offset & 0x3FFF:
             # RFC 4302 section 2: the next protocol, and the length in words of four bytes less two.
             if start + header + 12 > min(end, start + total):
@@ -290,7 +291,7 @@ class Decoder:
         stop = min(end, start + total)
         if not offset & 0x3FFF:
             room = _LONGEST if offloaded else total - header
-            return self._udp(data, start + header, stop, room, addresses, ttl, timestamp, interface)
+            return self._udp(data, start + header, stop, room, addresses, ttl, tos, timestamp, interface)
         cut = start + total > end
         key = (interface, addresses, data[start + 4 : start + 6])
         piece = data[start + header : stop]
@@ -300,13 +301,14 @@ class Decoder:
             self.counts.fragments += 1
         if whole is None:
             return None
-        return self._udp(whole, 0, len(whole), len(whole), addresses, ttl, timestamp, interface)
+        return self._udp(whole, 0, len(whole), len(whole), addresses, ttl, tos, timestamp, interface)
 
     def _ipv6(self, data: bytes, start: int, end: int, timestamp: int, interface: str | None) -> Packet | None:
         if start + 40 > end:
             self.counts.malformed += 1
             return None
-        _, length, following, ttl, addresses = _IPV6.unpack_from(data, start)
+        word, length, following, ttl, addresses = _IPV6.unpack_from(data, start)
+        tos = word >> 20 & 0xFF
         position = start + 40
         total = position + length if length else end  # where it ends on the wire
         stop = min(end, total)
@@ -327,7 +329,7 @@ class Decoder:
                 whole = self._reassemble(key, offset & 0xFFF8, bool(offset & 1), piece, timestamp)
                 if whole is None:
                     return None
-                return self._udp(whole, 0, len(whole), len(whole), addresses, ttl, timestamp, interface)
+                return self._udp(whole, 0, len(whole), len(whole), addresses, ttl, tos, timestamp, interface)
             units = 4 * (data[position + 1] + 2) if following == _AUTHENTICATION else 8 * (data[position + 1] + 1)
             following = data[position]
             position += units
@@ -335,7 +337,7 @@ class Decoder:
             self.counts.other += 1
             return None
         room = total - position if length else _LONGEST
-        return self._udp(data, position, stop, room, addresses, ttl, timestamp, interface)
+        return self._udp(data, position, stop, room, addresses, ttl, tos, timestamp, interface)
 
     def _udp(
         self,
@@ -345,6 +347,7 @@ class Decoder:
         room: int,
         addresses: bytes,
         ttl: int,
+        tos: int,
         timestamp: int,
         interface: str | None,
     ) -> Packet | None:
@@ -361,7 +364,7 @@ class Decoder:
         if flow is None:
             flow = self._flow(key)
         payload = data[start + 8 : min(stop, start + length)]
-        return _make(Packet, (payload, *flow, timestamp, interface, ttl, length - 8))
+        return _make(Packet, (payload, *flow, timestamp, interface, ttl, length - 8, tos >> 2))
 
     def _flow(self, key: bytes) -> _Flow:
         """Return source, group and port for both addresses and both ports as they are in the packet."""

@@ -21,7 +21,7 @@ from multicast.errors import ArgumentError, check_amount, check_number
 from multicast.interfaces import resolve
 from multicast.poller import Poller, load_clock
 from multicast.senders import Multicaster, destination
-from multicast.sockets import Endpoint, Group, WhichInterface, open_sender
+from multicast.sockets import Endpoint, Group, WhichInterface, bind_foreign, open_sender, set_dscp
 
 from .packets import Counts, Packet, link_name
 from .reading import Path, Reader, Series
@@ -109,10 +109,10 @@ def _survey(path: Reader | Series, further: Callable[[str, int], object]) -> Sum
     last: Run | Packet | None = None
     for item in path.runs():
         if isinstance(item, Run):
-            payload, _, group, port, _, _, _, length = item.first
+            payload, _, group, port, _, _, _, length, _ = item.first
             count = item.count
         else:
-            payload, _, group, port, timestamp, _, _, length = item
+            payload, _, group, port, timestamp, _, _, length, _ = item
             count = 1
             if last is None:
                 summary.first = timestamp
@@ -227,8 +227,9 @@ class Replayer(Multicaster):
     out of a pipe is copied to a temporary file first.
 
     Each source in the file has a socket of its own, with its port where that is free and another one where it is not,
-    so receivers tell the senders apart as they did. Each has the TTL that its first packet had on arrival. `ttl`, where
-    it is given, holds for all of them. A `source_port` makes all of them one sender, with a TTL of 1 unless one is
+    so receivers tell the senders apart as they did. Each has the TTL and the DSCP that its first packet had on arrival.
+    `ttl` and `dscp` (0 to 63, RFC 2474), where they are given, hold for all of them. With `keep_source` each has its
+    address too, which needs CAP_NET_ADMIN. A `source_port` makes all of them one sender, with a TTL of 1 unless one is
     given. More sources than 256 share one socket; `merged` counts them. The other arguments are those of `Multicaster`.
 
     Packets that have a time leave one by one; only with a `speed` of `math.inf` do runs of one size leave as bursts.
@@ -255,9 +256,11 @@ class Replayer(Multicaster):
         limit: int | None = None,
         partial: bool = False,
         ttl: int | None = None,
+        dscp: int | None = None,
         interface: WhichInterface | None = None,
         source_ip: str | None = None,
         source_port: int = 0,
+        keep_source: bool = False,
         loopback: bool = True,
         poller: Poller | None = None,
     ) -> None:
@@ -281,6 +284,14 @@ class Replayer(Multicaster):
             raise ArgumentError("speed, pps and bps all say how fast to send; give one of them")
         if limit is not None:
             check_number("limit", limit, of="packets")
+        if dscp is not None:
+            check_number("dscp", dscp, 0, 63)
+        if keep_source and (source_ip is not None or source_port):
+            raise ArgumentError(
+                "keep_source sends from the addresses in the file, source_ip and source_port from others; leave either"
+                " out"
+            )
+        self._dscp, self._keep_source = dscp, keep_source
         self._max_gap = None if max_gap is None else int(max_gap * 1e9)
         self._pps, self._bps = pps, bps
         self._left = limit
@@ -320,6 +331,8 @@ class Replayer(Multicaster):
         except BaseException:
             self._file.close()
             raise
+        if dscp is not None and self.socket is not None:
+            set_dscp(self.socket, dscp)
         load_clock()  # now, and not between the first packet and the second
         #: How far from their time the packets were sent.
         self.timing = Timing()
@@ -378,7 +391,7 @@ class Replayer(Multicaster):
         writer = None
         if to is not None:
             source = packet.source if self._apart and self._is_apart(packet.source) else None
-            opened, index = self._socket(to, source, packet.ttl)
+            opened, index = self._socket(to, source, packet)
             writer = batch.Writer(opened, to.sockaddr(index), offload=self._socket_writer.offload)
         self._routes[self._key(packet)] = writer
         return writer
@@ -394,10 +407,12 @@ class Replayer(Multicaster):
             self.merged += not known
         return known
 
-    def _socket(self, to: Endpoint, source: tuple[str, int] | None, ttl: int) -> tuple[socket.socket, int]:
+    def _socket(
+        self, to: Endpoint, source: tuple[str, int] | None, first: Packet
+    ) -> tuple[socket.socket, int]:
         """Return a socket for `to` and the number of its interface; all groups of one family share one.
 
-        Its TTL is that of the first packet of the source, unless one was given.
+        Its TTL and DSCP are those of the `first` packet of the source, unless they were given.
         """
         index = 0
         if to.needs_interface and (to.interfaces or self._options["interface"] is not None):
@@ -410,12 +425,23 @@ class Replayer(Multicaster):
         kind = (*family, source)
         if kind not in self._others:
             # A packet to a single host cannot have 0, and one to a group would stay here with it.
-            hops = max(1, ttl) if self._ttl is None else self._ttl
-            self._others[kind] = self._open(to, hops, source)
+            hops = max(1, first.ttl) if self._ttl is None else self._ttl
+            self._others[kind] = opened = self._open(to, hops, source, index)
+            dscp = self._dscp if self._dscp is not None or source is None else first.dscp
+            if dscp:
+                set_dscp(opened, dscp)
         return self._others[kind], index
 
-    def _open(self, to: Endpoint, hops: int, source: tuple[str, int] | None) -> socket.socket:
+    def _open(self, to: Endpoint, hops: int, source: tuple[str, int] | None, index: int) -> socket.socket:
         """Return a socket with the port of a source, or with any where another one has that or it is not for us."""
+        if self._keep_source and source is not None and (":" in source[0]) == (to.family == socket.AF_INET6):
+            opened = open_sender(to, hops, **self._options)[0]
+            try:
+                bind_foreign(opened, source if to.family == socket.AF_INET else (*source, 0, index))
+            except BaseException:
+                opened.close()
+                raise
+            return opened
         if source is not None and self._ports.setdefault(source[1], source) == source:
             try:
                 return open_sender(to, hops, **{**self._options, "source_port": source[1]})[0]
@@ -437,7 +463,7 @@ class Replayer(Multicaster):
             due = begun
             sent = 0
             for packet in self._chosen():
-                payload, _, _, _, timestamp, _, _, length = packet
+                payload, _, _, _, timestamp, _, _, length, _ = packet
                 key = key_of(packet)
                 writer = routes[key] if key in routes else self._route(packet)
                 if writer is None:

@@ -26,9 +26,8 @@ _KNOWN = 16_384
 # So many packets are passed by after a search that found nothing, doubled each time.
 _PATIENCE, _MOST_PATIENCE = 16, 4096
 
-# In an IPv4 header without options, and the UDP header after it: all but the identification, the checksums, and the
-# type of service, which nobody asks for.
-_IP_SAME = (0, 2, 3, 6, 7, 8, 9, *range(12, 26))
+# In an IPv4 header without options, and the UDP header after it: all but the identification and the checksums.
+_IP_SAME = (0, 1, 2, 3, 6, 7, 8, 9, *range(12, 26))
 
 
 # One call for so many records costs a third of a call for each.
@@ -81,10 +80,10 @@ class Run:
         return [time(high, low) for high, low in _layout(self._stamp, 1).iter_unpack(self._records)]
 
     def __iter__(self) -> Iterator[Packet]:
-        _, source, group, port, _, interface, ttl, length = self.first
+        _, source, group, port, _, *rest = self.first
         make = tuple.__new__
         for payload, time in zip(self.payloads(), self.times(), strict=True):
-            yield make(Packet, (payload, source, group, port, time, interface, ttl, length))
+            yield make(Packet, (payload, source, group, port, time, *rest))
 
 
 class Runs:

@@ -376,8 +376,8 @@ class Writer:
         """Write one packet. Raises `OSError` when the disk is full; see `flush`."""
         self._begin()
         self._note_first()
-        payload, source, group, port, timestamp, interface, ttl, length = packet
-        key = (source, interface, ttl, group, port, len(payload), length if length > len(payload) else 0)
+        payload, source, group, port, timestamp, interface, ttl, length, dscp = packet
+        key = (source, interface, ttl, group, port, len(payload), length if length > len(payload) else 0, dscp)
         pack, head, middle, base, total, counted = self._templates.get(key) or self._template(*key)
         timestamp = min(max(timestamp, 0), _LATEST)
         checksum = 65535 - (base + int.from_bytes(payload, "little")) % 65535
@@ -431,12 +431,19 @@ class Writer:
         size = -1
         interface: str | None = None
         ttl: int | None = None
+        dscp: int | None = None
         gathered, begun = self._gathered, len(blocks)
         try:
             for packet, addr in zip(packets, addrs, strict=True):
-                if addr != last or len(packet) != size or addr.interface != interface or addr.ttl != ttl:
-                    last, size, interface, ttl = addr, len(packet), addr.interface, addr.ttl
-                    key = (addr, interface, ttl, group, port, size, 0)
+                if (
+                    addr != last
+                    or len(packet) != size
+                    or addr.interface != interface
+                    or addr.ttl != ttl
+                    or addr.dscp != dscp
+                ):
+                    last, size, interface, ttl, dscp = addr, len(packet), addr.interface, addr.ttl, addr.dscp
+                    key = (addr, interface, ttl, group, port, size, 0, dscp or 0)
                     pack, head, middle, base, total, counted = self._templates.get(key) or self._template(*key)
                 timestamp = addr.timestamp or timestamp
                 # The sum of ones' complement is the number modulo 65535, in either byte order (RFC 1071, section 2).
@@ -469,6 +476,7 @@ class Writer:
         port: int,
         kept: int,
         length: int,
+        dscp: int,
     ) -> _Template:
         """Return what all packets of `kept` bytes from one source to one group have in common."""
         host = str(addr[0]).partition("%")[0]
@@ -482,9 +490,9 @@ class Writer:
             raise PacketSizeError(f"no UDP packet from {host} has {udp_length - 8} bytes")
         ports = struct.pack(">HHH", addr[1], port, udp_length)
         if family == socket.AF_INET6:
-            header = struct.pack(">IHBB", 0x60000000, udp_length, 17, ttl or 0) + addresses
+            header = struct.pack(">IHBB", 6 << 28 | dscp << 22, udp_length, 17, ttl or 0) + addresses
         else:
-            header = struct.pack(">BBHHHBBH", 0x45, 0, 20 + udp_length, 0, 0, ttl or 0, 17, 0) + addresses
+            header = struct.pack(">BBHHHBBH", 0x45, dscp << 2, 20 + udp_length, 0, 0, ttl or 0, 17, 0) + addresses
             own = 65535 - int.from_bytes(header, "little") % 65535
             header = header[:10] + struct.pack("<H", own) + header[12:]
         # The pseudo header (RFC 768, RFC 8200 section 8.1): addresses, length, protocol; then the UDP header itself.
@@ -502,7 +510,7 @@ class Writer:
         number = self.interface(interface)
         head = struct.pack("<III", _PACKET, total, number)
         template = (layout.pack, head, middle, base, total, self._counted[number])
-        self._templates[(addr, interface, ttl, group, port, kept, length)] = template
+        self._templates[(addr, interface, ttl, group, port, kept, length, dscp)] = template
         return template
 
     # -- writing ---------------------------------------------------------------------------------------------------

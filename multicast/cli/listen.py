@@ -120,6 +120,7 @@ class _Listening:
             group=addr.group,
             port=port,
             ttl=addr.ttl,
+            dscp=addr.dscp,
             length=len(packet),
             **payload(packet),
             **({} if said is None else {"decoded": said}),
@@ -276,7 +277,8 @@ def _print_files(
     last = 0
     with as_if_they_arrived(files, groups) as (series, packets):
         for packet in packets:
-            addr = Address(packet.source, packet.group, packet.interface, packet.ttl, packet.timestamp)
+            _, source, group, _, timestamp, interface, ttl, _, dscp = packet
+            addr = Address(source, group, interface, ttl, timestamp, packet.truncated, dscp)
             if accept is not None and not accept(packet.payload, addr):
                 filtered += 1
                 continue

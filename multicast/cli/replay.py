@@ -41,6 +41,27 @@ class _MomentType(_Type):
         return 3600 * int(match[1] or 0) + 60 * int(match[2] or 0) + float(match[3])
 
 
+class _DscpType(_Type):
+    name = "dscp"
+    _WRITTEN = re.compile(
+        r"(?P<number>[0-9]{1,2})|CS(?P<class>[0-7])|AF(?P<high>[1-4])(?P<drop>[1-3])|EF", re.IGNORECASE
+    )
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the code point that is named (RFC 2474 section 4.2.2, RFC 2597 section 6, RFC 3246)."""
+        match = self._WRITTEN.fullmatch(str(value).strip())
+        number = 64
+        if match is not None and match["number"]:
+            number = int(match["number"])
+        elif match is not None and match["class"]:
+            number = 8 * int(match["class"])
+        elif match is not None:
+            number = 8 * int(match["high"]) + 2 * int(match["drop"]) if match["high"] else 46
+        if number > 63:
+            self.fail(f"{value!r} is not a DSCP; write 0 to 63, EF, AF11 to AF43, or CS0 to CS7", param, ctx)
+        return number
+
+
 class _PairType(_Type):
     name = "pair"
 
@@ -54,6 +75,7 @@ class _PairType(_Type):
 #: A time from the first packet of a file, in seconds.
 MOMENT = _MomentType()
 _PAIR = _PairType()
+_DSCP = _DscpType()
 
 
 
@@ -93,6 +115,11 @@ _PAIR = _PairType()
 @interface_option("Send by this interface: a name, an index or an address.")
 @click.option("-t", "--ttl", type=click.IntRange(0, 255), metavar="TTL",
               help="How far packets go: 0 this host, 1 this subnet. Left out, each has the TTL it was recorded with.")
+@click.option("--dscp", type=_DSCP, metavar="DSCP",
+              help="How urgent packets are to routers and switches: 0 to 63, or a name such as EF, AF41 or CS5. Left"
+                   " out, each source has what it was recorded with.")
+@click.option("--keep-source", is_flag=True,
+              help="Send from the addresses in the file, which need not be of this host. Needs root.")
 @click.option("--source-ip", metavar="IP", help="Send from this address of the host.")
 @click.option("--source-port", type=click.IntRange(1, 65535), metavar="PORT",
               help="Send all from this port. Left out, each recorded source has a port: its own where that is free.")
@@ -117,6 +144,8 @@ def replay(
     deadline: float | None,
     interface: str | None,
     ttl: int | None,
+    dscp: int | None,
+    keep_source: bool,
     source_ip: str | None,
     source_port: int | None,
 ) -> Exit:
@@ -135,6 +164,10 @@ def replay(
         raise click.UsageError("--max-gap: a pause of 0 seconds is no pause; --max sends without any")
     if end is not None and end <= start:
         raise click.UsageError("--until has to be later than --from")
+    if keep_source and (source_ip is not None or source_port is not None):
+        raise click.UsageError(
+            "--keep-source sends from the addresses in the file, --source-ip and --source-port from others; choose one"
+        )
     sources = [capture_file(path) for path in paths]
     with Poller() as poller:
         replayer = capture.Replayer(
@@ -153,6 +186,8 @@ def replay(
             start=start,
             end=end,
             ttl=ttl,
+            dscp=dscp,
+            keep_source=keep_source,
             interface=interface,
             source_ip=source_ip,
             source_port=source_port or 0,

@@ -98,8 +98,8 @@ class MulticastListener(DatagramListener):
     senders. The listener gets packets of its group, on its port, from its interfaces, and nothing else; other
     programs may use the group and the port as well.
 
-    `rcvbuf` asks for a receive buffer of so many bytes. With `details` the kernel tells arrival interface, TTL and
-    time of each packet; that takes about a fifth more time for each packet than bare receiving. The listener is
+    `rcvbuf` asks for a receive buffer of so many bytes. With `details` the kernel tells arrival interface, TTL, DSCP
+    and time of each packet; that takes about a fifth more time for each packet than bare receiving. The listener is
     registered with `poller`, by default the default poller, once the constructor of the subclass is done.
 
     Where the first bytes of an expression are certain, the kernel refuses packets that cannot match before they take

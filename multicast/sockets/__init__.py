@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from .choosing import Way, WhichInterface, WhichInterfaces, named, receiving, stranded, ways
 from .datagrams import (
+    bind_foreign,
     confine,
     crosses_interfaces,
     drops,
@@ -39,6 +40,7 @@ from .datagrams import (
     pin,
     receive_buffer,
     send_by,
+    set_dscp,
     set_up_receiver,
     takes_bursts,
 )
@@ -57,6 +59,7 @@ __all__ = [
     "Way",
     "WhichInterface",
     "WhichInterfaces",
+    "bind_foreign",
     "check_port",
     "check_ttl",
     "confine",
@@ -80,6 +83,7 @@ __all__ = [
     "receive_buffer",
     "receiving",
     "send_by",
+    "set_dscp",
     "set_up_receiver",
     "stranded",
     "takes_bursts",

@@ -130,6 +130,25 @@ def open_sender(
     return opened, to.sockaddr(way.index)
 
 
+def set_dscp(opened: socket.socket, dscp: int) -> None:
+    """Have packets that a socket sends carry a differentiated services code point, 0 to 63 (RFC 2474)."""
+    table = IPV4 if opened.family == socket.AF_INET else IPV6
+    opened.setsockopt(table.level, table.traffic_class, dscp << 2)
+
+
+def bind_foreign(opened: socket.socket, sockaddr: tuple[Any, ...]) -> None:
+    """Bind a socket to an address that need not be of this host; its packets have it as their source.
+
+    Needs CAP_NET_ADMIN (IP_TRANSPARENT in ip(7)). Raises `OSError` with advice.
+    """
+    table = IPV4 if opened.family == socket.AF_INET else IPV6
+    try:
+        opened.setsockopt(table.level, table.transparent, 1)
+    except OSError as error:
+        raise advise(error, "source", address=sockaddr[0]) from None
+    bind(opened, sockaddr)
+
+
 def pin(
     opened: socket.socket, to: Endpoint, ttl: int, interface: WhichInterface | None, source_ip: str | None
 ) -> tuple[Any, ...]:
@@ -346,7 +365,7 @@ def _attach(opened: socket.socket, program: Program) -> None:
 
 
 def enable_details(opened: socket.socket) -> None:
-    """Have the kernel add arrival interface, destination, TTL and receive time to each packet."""
+    """Have the kernel add arrival interface, destination, TTL, DSCP and receive time to each packet."""
     table = IPV6 if opened.family == socket.AF_INET6 else IPV4
     for option in table.details:
         opened.setsockopt(table.level, option, 1)

@@ -25,6 +25,9 @@ _IP_RECVERR = 11
 _IPV6_RECVERR = 25
 IP_PKTINFO = 8
 _IP_RECVTTL = 12
+_IP_RECVTOS = 13
+_IP_TRANSPARENT = 19
+_IPV6_TRANSPARENT = 75
 
 
 class Scope(enum.IntEnum):
@@ -54,6 +57,8 @@ class Family(NamedTuple):
     ttl: int
     hops: int
     loop: int
+    traffic_class: int  # DSCP and ECN
+    transparent: int
     details: tuple[int, ...]
     longest: int
     everywhere: str  # as a local address: any of the host's
@@ -69,7 +74,9 @@ IPV4 = Family(
     ttl=socket.IP_MULTICAST_TTL,
     hops=socket.IP_TTL,
     loop=socket.IP_MULTICAST_LOOP,
-    details=(IP_PKTINFO, _IP_RECVTTL),
+    traffic_class=socket.IP_TOS,
+    transparent=_IP_TRANSPARENT,
+    details=(IP_PKTINFO, _IP_RECVTTL, _IP_RECVTOS),
     longest=65507,  # 65535 less an IP header of 20 and a UDP header of 8
     everywhere="0.0.0.0",  # noqa: S104 -- replies and requests go by whichever is asked for
 )
@@ -83,7 +90,9 @@ IPV6 = Family(
     ttl=socket.IPV6_MULTICAST_HOPS,
     hops=socket.IPV6_UNICAST_HOPS,
     loop=socket.IPV6_MULTICAST_LOOP,
-    details=(socket.IPV6_RECVPKTINFO, socket.IPV6_RECVHOPLIMIT),
+    traffic_class=socket.IPV6_TCLASS,
+    transparent=_IPV6_TRANSPARENT,
+    details=(socket.IPV6_RECVPKTINFO, socket.IPV6_RECVHOPLIMIT, socket.IPV6_RECVTCLASS),
     longest=65527,  # the length field of IPv6 does not count its own header
     everywhere="::",
 )

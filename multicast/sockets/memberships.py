@@ -117,9 +117,9 @@ def open_receiver(
     Return it with its memberships and the interfaces joined.
 
     With sources in `group` the joins are source-specific; packets from `exclude` are refused otherwise. `rcvbuf` is
-    the size of the receive buffer wanted, in bytes. With `details` the kernel adds arrival interface, TTL and time
-    to each packet. With `optional` `chosen` are all interfaces, and it is enough that one of them can be joined; the
-    others are logged, in one line. `program` and `bursts` are for `set_up_receiver`.
+    the size of the receive buffer wanted, in bytes. With `details` the kernel adds arrival interface, TTL, DSCP and
+    time to each packet. With `optional` `chosen` are all interfaces, and it is enough that one of them can be joined;
+    the others are logged, in one line. `program` and `bursts` are for `set_up_receiver`.
 
     Raises `GroupError` and `OSError` with advice; nothing stays open then.
     """

@@ -28,6 +28,8 @@ _SO_ATTACH_FILTER, _SO_RCVBUFFORCE, _SO_MEMINFO = 26, 33, 55
 _JOIN, _BLOCK, _LEAVE, _JOIN_SOURCE = 42, 43, 45, 46
 _PKTINFO = {(socket.IPPROTO_IP, 8), (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO)}
 _TTL = {(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL), (socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS)}
+_TRAFFIC_CLASS = {(socket.IPPROTO_IP, socket.IP_TOS), (socket.IPPROTO_IPV6, socket.IPV6_TCLASS)}
+_TRANSPARENT = {(socket.IPPROTO_IP, 19), (socket.IPPROTO_IPV6, 75)}
 _UNICAST_TTL = {(socket.IPPROTO_IP, socket.IP_TTL), (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS)}
 _LOOP = {(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP), (socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_LOOP)}
 _EGRESS = {(socket.IPPROTO_IP, socket.IP_MULTICAST_IF), (socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF)}
@@ -43,6 +45,7 @@ class Datagram(NamedTuple):
     device: int
     ttl: int
     timestamp: int = 0
+    dscp: int = 0
 
 
 class Socket:
@@ -63,6 +66,8 @@ class Socket:
         self._port = 0
         self._scope = 0
         self._ttl = self._hops = -1
+        self._dscp = 0
+        self._transparent = False
         self._loop = True
         self._egress = 0
         # (group, interface) -> the sources it is joined for, None for any; and the sources that are blocked.
@@ -119,6 +124,10 @@ class Socket:
             self._ttl = value
         elif (level, option) in _UNICAST_TTL:
             self._hops = value
+        elif (level, option) in _TRAFFIC_CLASS:
+            self._dscp = value >> 2
+        elif (level, option) in _TRANSPARENT:
+            self._transparent = bool(value)
         elif (level, option) in _LOOP:
             self._loop = bool(value)
         elif (level, option) in _EGRESS:
@@ -257,7 +266,7 @@ class Reader:
             self.truncated += truncated
             if self.details:
                 name = self.socket._wires.names[datagram.device]
-                told = (datagram.group, name, datagram.ttl, datagram.timestamp, truncated)
+                told = (datagram.group, name, datagram.ttl, datagram.timestamp, truncated, datagram.dscp)
                 addresses.append(Address(datagram.source, *told))
             else:
                 addresses.append(Address(datagram.source, self.group, self.interface, None, None, truncated))
@@ -359,11 +368,12 @@ class Wires:
             if source not in self.addresses(sender.host):
                 source = address  # as the kernel's route to an address of the host has it
         index = index or own or 2
-        if source not in self.addresses(sender.host):
+        if source not in self.addresses(sender.host) and not sender._transparent:
             source = self.own(sender.host, index)[":" in address]
         ttl = sender._ttl if multicast else sender._hops
         from_ = (source, sender._port) if sender.family == socket.AF_INET else (source, sender._port, 0, 0)
-        datagram = Datagram(data, from_, address, index, (1 if multicast else 64) if ttl < 0 else ttl)
+        ttl = (1 if multicast else 64) if ttl < 0 else ttl
+        datagram = Datagram(data, from_, address, index, ttl, dscp=sender._dscp)
         self._traffic.sent += 1
         for receiver in list(self.sockets):
             same = receiver.host == sender.host
