@@ -71,6 +71,27 @@ def ours(kind: str, group: str, port: int, count: int) -> None:
         def handle_packet(self, packet: bytes, addr: multicast.Address) -> None:
             self.count += 1
 
+    class Batches(multicast.MulticastListener):
+        count = 0
+
+        def handle_packets(self, packets: list[bytes], addresses: list[multicast.Address]) -> None:
+            self.count += len(packets)
+
+    if "iterated" in words:
+        inbox = multicast.listen(None, group, port, interface="lo", rcvbuf=_RCVBUF, poller=multicast.Poller())
+
+        def iterate() -> tuple[int, int]:
+            left = count
+            start = time.perf_counter_ns()
+            for _ in inbox:
+                left -= 1
+                if not left:
+                    break
+            return time.perf_counter_ns() - start, count
+
+        rounds(iterate, lambda: inbox.statistics().dropped)
+        return
+    shard = (int(words[-1]), 2) if "shard" in words else None
     filter = seal = None
     if "literal" in words:
         filter = rb"match-this"
@@ -79,7 +100,7 @@ def ours(kind: str, group: str, port: int, count: int) -> None:
 
         seal = Seal(KEY)
     poller = multicast.Poller()
-    listener = Counter(
+    listener = (Batches if "batches" in words else Counter)(
         filter,
         group,
         port,
@@ -89,6 +110,8 @@ def ours(kind: str, group: str, port: int, count: int) -> None:
         offload="offload" in words,
         kernel_filter="unfiltered" not in words,
         seal=seal,
+        shard=shard,
+        shard_key=None if shard is None else (0, 4),
         poller=poller,
     )
 
@@ -300,7 +323,29 @@ def send(kind: str, group: str, port: int, count: int) -> None:
             put(packet)
         return time.perf_counter_ns() - start, count
 
-    if kind.startswith("one"):
+    def each() -> tuple[int, int]:
+        options = {"interface": "lo"} if kind == "sendto-interface" else {}
+        put = multicast.sendto
+        start = time.perf_counter_ns()
+        for packet in packets:
+            put(packet, group, port, **options)
+        return time.perf_counter_ns() - start, count
+
+    def generated() -> tuple[int, int]:
+        class Equal(multicast.Multicaster):
+            def __iter__(self) -> Any:
+                for _ in range(count):
+                    yield b"x" * 64
+
+        with multicast.Poller() as poller:
+            Equal(group, port, interface="lo", poller=poller)
+            start = time.perf_counter_ns()
+            poller.loop()
+            return time.perf_counter_ns() - start, count
+
+    if kind in ("sendto-routes", "sendto-interface", "generated"):
+        rounds(generated if kind == "generated" else each, lambda: 0)
+    elif kind.startswith("one"):
         seal = None
         if kind == "one-sealed":
             from multicast.sealed import Seal
@@ -364,6 +409,34 @@ def pace(kind: str, group: str, port: int, count: int) -> None:
     poller.loop()
     took = time.perf_counter_ns() - start
     print(sent[1] - sent[0], count - 1, (time.process_time_ns() - before) / took, flush=True)
+
+
+def senders(kind: str, group: str, port: int, count: int) -> None:
+    """Let 1,000 senders in one poller send 10 packets a second each for COUNT seconds; say how many, at what cost."""
+    import multicast
+
+    class Slow(multicast.Multicaster):
+        def __iter__(self) -> Any:
+            while True:
+                yield b"x" * 64
+
+    print("ready", flush=True)
+    sys.stdin.readline()
+    with multicast.Poller() as poller:
+        made = []
+        for number in range(1000):  # spread over the tenth of a second
+            poller.call_later(number / 10_000, lambda: made.append(
+                Slow(group, port, interface="lo", interval=0.1, poller=poller)
+            ))
+        end = poller.time() + 0.5
+        while poller.time() < end:
+            poller.poll(end - poller.time())
+        before, begun = sum(one.statistics().packets for one in made), time.process_time_ns()
+        end = poller.time() + count
+        while poller.time() < end:
+            poller.poll(end - poller.time())
+        used = time.process_time_ns() - begun
+        print(used, sum(one.statistics().packets for one in made) - before, 0, flush=True)
 
 
 def idle(kind: str, group: str, port: int, count: int) -> None:
@@ -472,6 +545,7 @@ ROLES: dict[str, Callable[[str, str, int, int], None]] = {
     "send": send,
     "echo": echo,
     "pace": pace,
+    "senders": senders,
     "idle": idle,
 }
 

@@ -191,7 +191,10 @@ def recorder(bob: netns.Host, name: str, path: Path) -> subprocess.Popen[Any]:
     return process
 
 
-def record(folder: Path, names: Sequence[str], rate: float, seconds: float, size: int, rounds: int) -> None:
+def recorded(
+    folder: Path, names: Sequence[str], rate: float, seconds: float, size: int, rounds: int
+) -> dict[str, tuple[float, float, float]]:
+    """Return for each recorder the microseconds of a packet, the share that is in the file, and how many were sent."""
     found: dict[str, list[tuple[float, float, int]]] = {}
     for turn in range(rounds):
         for name in random.Random(turn).sample(list(names), len(names)):
@@ -209,10 +212,16 @@ def record(folder: Path, names: Sequence[str], rate: float, seconds: float, size
                 process.wait(20)
             kept = len(set(numbers_in(name, path)))
             found.setdefault(name, []).append((1e6 * used / max(kept, 1), kept / sent, sent))
+    return {
+        name: tuple(statistics.median(column) for column in zip(*rows, strict=True))  # type: ignore[misc]
+        for name, rows in found.items()
+    }
+
+
+def record(folder: Path, names: Sequence[str], rate: float, seconds: float, size: int, rounds: int) -> None:
     what = f"{rate:,.0f}/s" if rate else "flat out"
     print(f"\nrecord, {what} of {size} bytes for {seconds:g} s, {rounds} rounds")
-    for name, rows in found.items():
-        cpu, share, sent = (statistics.median(column) for column in zip(*rows, strict=True))
+    for name, (cpu, share, sent) in recorded(folder, names, rate, seconds, size, rounds).items():
         print(
             f"  {name:14} {cpu:6.2f} us a packet   {100 * share:6.2f} % in the file"
             f"   {sent / seconds:9,.0f} sent a second"

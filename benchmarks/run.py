@@ -107,13 +107,21 @@ class Peer:
     def ready(self) -> None:
         assert self.line() == "ready"
 
-    def go(self) -> tuple[float, int, float]:
-        """Run one round: nanoseconds, packets, and the third number."""
+    def begin(self) -> None:
+        """Start one round."""
         assert self.process.stdin is not None
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
+
+    def end(self) -> tuple[float, int, float]:
+        """Wait for its end: nanoseconds, packets, and the third number."""
         first, second, third = self.line().split()
         return float(first), int(second), float(third)
+
+    def go(self) -> tuple[float, int, float]:
+        """Run one round."""
+        self.begin()
+        return self.end()
 
     def close(self) -> None:
         self.process.kill()
@@ -159,9 +167,17 @@ class Bench:
         return self._port
 
     def peer(
-        self, role: str, kind: str, count: int, *, name: str = "", env: dict[str, str] | None = None, group: str = GROUP
+        self,
+        role: str,
+        kind: str,
+        count: int,
+        *,
+        name: str = "",
+        env: dict[str, str] | None = None,
+        group: str = GROUP,
+        port: int = 0,
     ) -> Peer | None:
-        port = self.port()
+        port = port or self.port()
         if role == "floor":
             if self.floor is None:
                 return None
@@ -254,6 +270,8 @@ class Bench:
         peers = [
             self.peer("floor", "floor", count, name="C recvmmsg, thrown away (the floor)"),
             self.peer("ours", "c", count, name="multicast"),
+            self.peer("ours", "c-batches", count, name="multicast, handle_packets"),
+            self.peer("ours", "c-iterated", count, name="multicast, for packet in listen()"),
             self.peer("ours", "c-details", count, name="multicast, details"),
             self.peer("ours", "c-offload", count, name="multicast, bursts"),
             self.peer("ours", "python", count, name="multicast, Python form"),
@@ -278,12 +296,16 @@ class Bench:
         aio = min((found[name] for name in ("asyncio", "asyncio, without mmap") if name in found), default=None)
         wanted: dict[str, list[tuple[str, float | None, Limit | None]]] = {
             "multicast": [
-                ("floor", floor, at_most(1.25)),
+                ("floor", floor, at_most(1.22)),
                 ("asyncio (the better)", aio, at_least(7)),
                 ("uvloop", found.get("uvloop"), at_least(2.2)),
                 ("recvfrom loop", found.get("recvfrom loop"), at_least(2)),
                 ("Twisted", found.get("Twisted"), at_least(1)),
                 ("multicast_expert", found.get("multicast_expert"), at_least(1)),
+            ],
+            "multicast, handle_packets": [("floor", floor, at_most(1.12))],
+            "multicast, for packet in listen()": [
+                ("floor", floor, None), ("multicast", found.get("multicast"), at_most(1.25))
             ],
             "multicast, details": [("floor", floor, at_most(1.7))],
             "multicast, bursts": [("floor", floor, at_most(0.5))],
@@ -432,6 +454,85 @@ class Bench:
         for member in members:
             member.close()
 
+    def one_packet(self) -> None:
+        """One packet in each call of `sendto`, and packets of a generator, beside what the standard library needs."""
+        count, rounds = (5000, 8) if self.quick else (10000, 25)
+        names = {
+            "loop": "socket.sendto", "sendto-routes": "multicast.sendto of one packet, by the routes",
+            "sendto-interface": "multicast.sendto of one packet, interface='lo'",
+            "generated": "Multicaster of a generator, no pace", "ours": "multicast.sendto of a list",
+        }  # fmt: skip
+        peers = [self.peer("send", kind, count, name=name) for kind, name in names.items()]
+        found = self.alternate(peers, rounds, lambda peer: None, lambda peer: count)
+        plain, listed = found[names["loop"]], found[names["ours"]]
+        self.row(f"one: {names['loop']}", plain, "ns/packet")
+        for kind in ("sendto-routes", "sendto-interface"):
+            self.row(f"one: {names[kind]}", found[names[kind]], "ns/packet", (names["loop"], plain, at_most(2)))
+        self.row(f"one: {names['ours']}", listed, "ns/packet")
+        generated = found[names["generated"]]
+        self.row(f"one: {names['generated']}", generated, "ns/packet", ("sendto of a list", listed, at_most(2.5)))
+
+    def senders(self) -> None:
+        peer = self.peer("senders", "senders", 2 if self.quick else 5)
+        assert peer is not None
+        used, packets, _ = peer.go()
+        peer.close()
+        cost = used / packets / 1000
+        self.figure("many: 1,000 senders, 10 packets a second each, CPU", cost, "us/packet", at_most(10))
+
+    def shards(self) -> None:
+        """Two processes on two cores, each with its half of what waits, beside one that has all."""
+        count, rounds = (4000, 8) if self.quick else (20000, 20)
+        packets = [struct.pack("!I", number) + bytes(SIZE - 4) for number in range(count)]
+        one = self.peer("ours", "c", count, name="one process")
+        port = self.port()
+        both = [self.peer("ours", f"c-shard-{part}", count // 2, name=f"shard {part}", port=port) for part in (0, 1)]
+        pair = [peer for peer in both if peer is not None]
+        if self.here == self.there or one is None or len(pair) < 2:
+            self.notes.append("shards are not measured: they need two cores")
+            return
+        os.sched_setaffinity(pair[0].process.pid, {self.here})
+        alone, together = [], []
+        for number in range(rounds + 2):
+            self.fill(one.port, packets)
+            took, _, dropped = one.go()
+            self.fill(pair[0].port, packets)
+            started = time.perf_counter_ns()
+            for peer in pair:
+                peer.begin()
+            results = [peer.end() for peer in pair]
+            passed = time.perf_counter_ns() - started
+            if dropped or any(result[2] for result in results):
+                raise SystemExit("packets were dropped; raise net.core.rmem_max, or run as root")
+            if number >= 2:
+                alone.append(took / count)
+                together.append(passed / count)
+        for peer in (one, *pair):
+            peer.close()
+        single = statistics.median(alone)
+        self.row("shards: one process", single, "ns/packet")
+        self.row("shards: two processes, by the clock", statistics.median(together), "ns/packet",
+                 ("one process", single, at_least(1.8)))
+
+    def recordings(self) -> None:
+        """What `multicast record` costs beside dumpcap; recordings.py has more."""
+        import recordings
+
+        names = [name for name in ("multicast", "dumpcap") if name == "multicast" or shutil.which(name)]
+        if os.geteuid() or len(names) < 2:
+            self.notes.append("recording is not measured beside dumpcap: it needs root, dumpcap and ip")
+            return
+        seconds, rounds = (2, 1) if self.quick else (5, 3)
+        with tempfile.TemporaryDirectory() as folder:
+            found = recordings.recorded(Path(folder), names, 150_000, seconds, 200, rounds)
+            (ours, _, _), (theirs, _, _) = found["multicast"], found["dumpcap"]
+            self.row("record: dumpcap -w, 150,000 a second of 200 bytes", theirs, "us/packet")
+            self.row("record: multicast record, the same", ours, "us/packet", ("dumpcap", theirs, at_most(1.3)))
+            found = recordings.recorded(Path(folder), names, 0, seconds, 1316, rounds)
+            (_, ours, _), (_, theirs, _) = found["multicast"], found["dumpcap"]
+            self.figure("record: dumpcap -w keeps of 1,316 bytes flat out", 100 * theirs, "%")
+            self.row("record: multicast record keeps", 100 * ours, "%", ("dumpcap", 100 * theirs, None))
+
     def round_trips(self) -> None:
         trips, turns = (300, 5) if self.quick else (1000, 12)
         peers = [self.peer("echo", kind, 0) for kind in ("recvfrom", "loop", "busy")]
@@ -458,7 +559,7 @@ class Bench:
         middle = {name: statistics.median(values) / 1000 for name, values in times.items()}
         plain = middle["recvfrom"]
         self.row("round trip, p50: blocking recvfrom", plain, "us")
-        self.row("round trip, p50: loop()", middle["loop"], "us", ("recvfrom", plain, at_most(1.1)))
+        self.row("round trip, p50: loop()", middle["loop"], "us", ("recvfrom", plain, at_most(1.08)))
         self.row("round trip, p50: loop(busy=True)", middle["busy"], "us", ("recvfrom", plain, at_most(0.65)))
         for name, values in times.items():
             self.figure(f"round trip, p99: {name}", statistics.quantiles(values, n=100)[98] / 1000, "us")
@@ -549,8 +650,12 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
     "sealed": Bench.sealed,
     "feeds": Bench.feeds,
     "send": Bench.sending,
+    "one": Bench.one_packet,
     "latency": Bench.round_trips,
     "many": Bench.thousand,
+    "senders": Bench.senders,
+    "shards": Bench.shards,
+    "record": Bench.recordings,
     "pace": Bench.pacing,
     "idle": Bench.idle,
     "import": Bench.importing,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import errno
+import math
 import os
 import select
 import socket
@@ -151,71 +152,99 @@ class Sender:
 
 # How many senders of `sendto` a thread keeps, and for how many seconds after their last use.
 _MOST, _KEPT = 8, 1.0
-# A call that follows another at once does not look for changes, which takes as long as sending. At once is within this
-# share of the time that the call before took, and within this many seconds. Between two calls of a loop pass 0.8
-# microseconds, a call takes 4, and to enter another network namespace by setns(2), through ctypes, takes 1.9 more.
-_SHARE, _AT_ONCE = 0.5, 2e-6
+# A call that follows another at once does not look for changes, which takes half as long as sending. At once is within
+# this share of the time that the call before took, or of the least time seen where that is much less. Where a call
+# takes 3 microseconds, 0.5 pass between two of a loop, and setns(2) by ctypes, to enter another network namespace,
+# takes 1.3 more. How fast the machine is changes all of them alike.
+_SHARE, _MUCH = 0.4, 1.2
+# A loop that sends without a pause looks for changes after so many seconds.
+_LOOK = 1e-3
 
 
-class _Recent(threading.local):
-    """The senders that `sendto` has used lately in this thread.
+class _Namespace:
+    """The network namespace that a thread is in. By a descriptor it is looked up in a third of the time."""
+
+    def __init__(self) -> None:
+        self._fd: int = os.open("/proc/thread-self/ns", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._name = os.readlink("net", dir_fd=self._fd)
+
+    def is_left(self) -> bool:
+        """Whether the thread is in another one now."""
+        return os.readlink("net", dir_fd=self._fd) != self._name
+
+    def __del__(self) -> None:
+        os.close(self._fd)
+
+
+class _Recent:
+    """The senders that `sendto` has used lately in one thread.
 
     They belong to a thread, as its network namespace does. They are forgotten when the interfaces, addresses or routes
     of the namespace change, when the thread enters another namespace, when they were not used for a second, in a forked
     child, and at the end of the thread or of the program. A sender is looked at when `sendto` is called next: closing
-    it on time would need a thread or a signal, so up to eight sockets, and one for the changes, may stay open in a
-    thread that stops sending. `forget_senders` closes them.
+    it on time would need a thread or a signal, so up to eight sockets, and two descriptors for the changes, may stay
+    open in a thread that stops sending. `forget_senders` closes them.
     """
 
     def __init__(self) -> None:
         self._senders: dict[object, tuple[Sender, float]] = {}  # the one used last is the last
         self._watch: Watch | None = None
         self._changes: select.poll | None = None
-        self._namespace = ""
-        self._began = 0.0  # the last call
-        self._trusted_until = 0.0
+        self._namespace: _Namespace | None = None
+        self._began = math.inf  # when the last call began to send, with a sender from here
+        self._least = math.inf  # the least time that sending took
+        self._trusted_until = self._look_at = 0.0
 
-    def take(self, key: object) -> Sender | None:
-        """Return the sender for `key`, which is not among the recent ones until `keep`, or None."""
+    def take(self, key: object, began: float) -> Sender | None:
+        """Return the sender for `key`, which is not among the recent ones until `keep`, or None.
+
+        `began` is when `sendto` was called.
+        """
+        self._began = math.inf
         if not self._senders:
             return None
-        self._began = now = monotonic()
-        if now > self._trusted_until:
-            if self._changes is None or self._changes.poll(0) or self._namespace != _namespace():
+        if began > self._trusted_until:
+            if self._changes is None or self._changes.poll(0) or self._namespace is None or self._namespace.is_left():
                 self.forget()
                 return None
             while self._senders:
                 oldest = next(iter(self._senders))
-                if now - self._senders[oldest][1] < _KEPT:
+                if began - self._senders[oldest][1] < _KEPT:
                     break
                 self._senders.pop(oldest)[0].close()
+            began = monotonic()
+            self._look_at = began + _LOOK
         found = self._senders.pop(key, None)
-        return None if found is None else found[0]
+        if found is None:
+            return None
+        self._began = began
+        return found[0]
 
     def keep(self, key: object, sender: Sender) -> None:
         """Keep a sender for the next call."""
+        took = monotonic() - self._began  # below 0 for a new sender
         if self._watch is None and not self._look():
             sender.close()
             return
-        now = monotonic()
-        self._trusted_until = now + min(_AT_ONCE, _SHARE * (now - self._began))
         double = self._senders.pop(key, None)  # of a call within the call
         if double is not None:
             double[0].close()
-        self._senders[key] = (sender, now)
-        if len(self._senders) > _MOST:
+        if len(self._senders) >= _MOST:
             self._senders.pop(next(iter(self._senders)))[0].close()
+        if 0 < took < self._least:
+            self._least = took
+        now = monotonic()
+        self._senders[key] = (sender, now)
+        self._trusted_until = now + _SHARE * min(took, _MUCH * self._least) if now < self._look_at else 0.0
 
     def _look(self) -> bool:
         """Look for changes from now on; return whether that is possible."""
-        namespace = _namespace()
-        if not namespace:  # no /proc
-            return False
         try:
+            self._namespace = _Namespace()
             self._watch = Watch(self.forget, routes=True)
-        except OSError:  # no descriptor left
+        except OSError:  # no /proc, or no descriptor left
+            self.forget()
             return False
-        self._namespace = namespace
         self._changes = select.poll()
         self._changes.register(self._watch, select.POLLIN)
         return True
@@ -225,19 +254,19 @@ class _Recent(threading.local):
         senders, self._senders = self._senders, {}
         for sender, _ in senders.values():
             sender.close()
-        watch, self._watch, self._changes = self._watch, None, None
+        watch, self._watch, self._changes, self._namespace = self._watch, None, None, None
         if watch is not None:
             watch.close()
 
 
-_recent = _Recent()
+class _Recents(threading.local):
+    """What each thread has sent lately: to be looked up once in a call, as that takes a tenth of a microsecond."""
+
+    def __init__(self) -> None:
+        self.of_thread = _Recent()
 
 
-def _namespace() -> str:
-    try:
-        return os.readlink("/proc/thread-self/ns/net")
-    except OSError:
-        return ""
+_recent = _Recents()
 
 
 def forget_senders() -> None:
@@ -246,7 +275,7 @@ def forget_senders() -> None:
     It keeps those of the last destinations, eight at most, and closes each that was not used for a second when it is
     called again. This closes them now.
     """
-    _recent.forget()
+    _recent.of_thread.forget()
 
 
 os.register_at_fork(after_in_child=forget_senders)
@@ -283,9 +312,11 @@ def sendto(
     >>> sendto(["one", b"two"], ttl=0)
     2
     """
+    began = monotonic()
     if seal is not None:
         check_seal(seal)
     sender = None
+    recent = _recent.of_thread
     wanted: Packet | Iterable[object] = packets
     # Other types may be equal to these, and be refused: they go the way on which everything is looked at.
     key = (
@@ -295,7 +326,7 @@ def sendto(
         else None
     )  # fmt: skip
     if key is not None:
-        sender = _recent.take(key)
+        sender = recent.take(key, began)
     if sender is None:
         # The first packet is looked at before a socket is opened: most mistakes are in all packets alike.
         to = destination(ip, port)
@@ -318,5 +349,5 @@ def sendto(
     if key is None:
         sender.close()
     else:
-        _recent.keep(key, sender)
+        recent.keep(key, sender)
     return sent
