@@ -1248,6 +1248,34 @@ def test_an_inbox_takes_the_arguments_of_a_listener(poller: Poller, free_port: i
         listen(port=free_port, colour="red", poller=poller, **ON_LO)  # type: ignore[call-overload]
 
 
+def test_a_subclass_of_an_inbox_may_have_a_handler_for_each_packet(poller: Poller, free_port: int) -> None:
+    class Upper(Inbox):
+        def handle_packet(self, packet: bytes, addr: Address) -> object:
+            return super().handle_packet(packet.upper(), addr)
+
+    inbox = Upper(port=free_port, poller=poller, **ON_LO)
+    send(["one", "two"], free_port)
+    assert [next(inbox), next(inbox)] == [b"ONE", b"TWO"]
+
+
+def test_an_inbox_is_iterated_over_and_asked_in_turns(poller: Poller, free_port: int) -> None:
+    inbox = listen(port=free_port, limit=6, poller=poller, **ON_LO)
+    send([str(number) for number in range(8)], free_port)
+    found = []
+    for packet in inbox:
+        assert inbox.addr is not None
+        found.append((packet, inbox.addr.host))
+        if packet == b"1":
+            found.append((next(inbox), inbox.addr.host))
+        if packet == b"3":
+            break
+    assert next(inbox) == b"4"
+    found += [(packet, inbox.addr.host) for packet in inbox]  # until the limit
+    assert [packet for packet, _ in found] == [b"0", b"1", b"2", b"3", b"5"]
+    assert {host for _, host in found} == {"127.0.0.1"}
+    assert inbox.closed
+
+
 # -- silence -------------------------------------------------------------------------------------------------
 
 

@@ -497,7 +497,7 @@ def test_top_and_record_with_a_key(keys: tuple[str, str], tmp_path: Path) -> Non
     one, _ = keys
     path = str(tmp_path / "x.pcapng")
     with (
-        Running("top", PLACE, "-i", "lo", "-w", "1.2", "--key", one, "--json") as top,
+        Running("top", PLACE, "-i", "lo", "-w", "20", "--key", one, "--json") as top,
         Running("record", PLACE, "-i", "lo", "-c", "1", "-o", path, "--key", one, "--sealed") as recording,
     ):
         top.until_said("measuring")
@@ -505,6 +505,7 @@ def test_top_and_record_with_a_key(keys: tuple[str, str], tmp_path: Path) -> Non
         programs.multicast("send", PLACE, "plain", "-t", "0")
         programs.multicast("send", PLACE, "hello", "-t", "0", "--key", one)
         code, _, err = recording.end()
+        top.interrupt()
         _, out, _ = top.end()
     assert code == 0
     assert "1 packet did not open: 1 not sealed" in err

@@ -212,6 +212,8 @@ class DatagramListener(Dispatcher):
             cls._handles_batches = True
             if getattr(cls.handle_packet, "__isabstractmethod__", False):
                 cls.handle_packet = DatagramListener._handle_one  # type: ignore[method-assign]
+        elif "handle_packet" in vars(cls):  # the class below may have the other
+            cls._handles_batches = False
 
     def _handle_one(self, packet: bytes, addr: Address) -> object:
         """Stand in for `handle_packet` in subclasses that have `handle_packets` alone, for calls by hand."""

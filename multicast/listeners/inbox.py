@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import select
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from multicast import batch, filters
@@ -69,6 +69,11 @@ class Newest:
             self.superseded += 1
         packets[pair[1]] = pair
 
+    def extend(self, pairs: Iterable[tuple[bytes, Address]]) -> None:
+        """Keep packets, in their order."""
+        for pair in pairs:
+            self.append(pair)
+
     def popleft(self) -> tuple[bytes, Address]:
         """Return the packet of the source that waits longest."""
         return self._packets.pop(next(iter(self._packets)))
@@ -113,9 +118,9 @@ class Inbox(MulticastListener):
         self._inbox_waiting: deque[tuple[bytes, Address]] | Newest = Newest(capacity) if latest else deque()
         self._inbox_full = False
 
-    def handle_packet(self, packet: bytes, addr: Address) -> object:
-        """Keep the packet until it is asked for."""
-        self._inbox_waiting.append((packet, addr))
+    def handle_packets(self, packets: list[bytes], addresses: list[Address]) -> object:
+        """Keep packets until they are asked for."""
+        self._inbox_waiting.extend(zip(packets, addresses, strict=True))
         return False
 
     def handle_read(self) -> bool | None:
@@ -149,8 +154,14 @@ class Inbox(MulticastListener):
     def __bool__(self) -> bool:
         return True
 
-    def __iter__(self) -> Inbox:
-        return self
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield packets as `next` returns them; those that wait without a call of `next` for each."""
+        for packet in iter(self.__next__, None):
+            yield packet
+            waiting = self._inbox_waiting
+            while waiting and self._inbox_limit is None and not self._inbox_full:
+                packet, self.addr = waiting.popleft()
+                yield packet
 
     def __next__(self) -> bytes:
         """Return the next packet, polling until one comes when none waits."""
