@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import os
 import re
+import resource
+import signal
 import socket
 import threading
 import traceback
@@ -20,6 +22,8 @@ from multicast import ArgumentError, GroupError, InterfaceError
 
 #: A test that waits longer than this for what must happen has failed.
 PATIENCE = 20
+
+_PYTEST = os.getpid()
 
 #: Keywords that no sender takes, what they raise, and a word of what it says.
 BAD_SENDERS: list[tuple[dict[str, Any], type[Exception], str]] = [
@@ -218,10 +222,14 @@ def in_child(run: Callable[[], object]) -> str:
         finally:
             os._exit(0)
     os.close(outlet)
-    with os.fdopen(inlet) as pipe:
-        said = pipe.read()
-    os.waitpid(child, 0)
-    return said
+    try:
+        with os.fdopen(inlet) as pipe:
+            return pipe.read()
+    except BaseException:  # pytest-timeout ends a wait that is too long
+        os.kill(child, signal.SIGKILL)
+        raise
+    finally:
+        os.waitpid(child, 0)
 
 
 def sources(addrs: Sequence[multicast.Address]) -> list[str]:
@@ -230,7 +238,11 @@ def sources(addrs: Sequence[multicast.Address]) -> list[str]:
 
 
 def alone(test: Callable[..., None]) -> Callable[..., None]:
-    """Run a test in a forked child, for one that changes the limits of its process: they would hold for pytest too."""
+    """Run a test in a forked child, for one that changes its process: its limits, its umask, what SIGALRM does.
+
+    In the process of pytest a limit would hold for what pytest itself opens and writes, and the alarm is that of
+    pytest-timeout. A poller that was made before is empty in the child, as in every forked child.
+    """
 
     @functools.wraps(test)
     def run(*arguments: Any, **fixtures: Any) -> None:
@@ -245,3 +257,17 @@ def alone(test: Callable[..., None]) -> Callable[..., None]:
         assert not said, said
 
     return run
+
+
+@contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    """Let this process open no further descriptor meanwhile; for tests that run `alone`."""
+    assert os.getpid() != _PYTEST, "the limit would hold for what pytest itself opens"
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

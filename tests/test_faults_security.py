@@ -17,7 +17,7 @@ from typing import Any
 
 import netns
 import pytest
-from helpers import Clock, Keeper, Pair, in_child, settle, turns
+from helpers import Clock, Keeper, Pair, alone, in_child, settle, turns
 from relay import checksum
 
 import multicast
@@ -156,21 +156,18 @@ def test_s9_a_bound_on_the_length_holds_in_every_thread() -> None:
     assert found[0] is not None  # ten times a, and nothing else was looked at
 
 
+@alone
 def test_s9_somebody_elses_alarm_still_rings() -> None:
     rang: list[int] = []
-    before = signal.signal(signal.SIGALRM, lambda number, frame: rang.append(number))
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
-        assert Limited("(a+)+$", seconds=0.1).match(b"a" * 60 + b"!") is None
-        assert Limited("a", seconds=10).match(b"a") is not None
-        deadline = time.monotonic() + 20
-        while not rang and time.monotonic() < deadline:
-            time.sleep(0.001)
-        assert rang == [signal.SIGALRM]
-        assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    signal.signal(signal.SIGALRM, lambda number, frame: rang.append(number))
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    assert Limited("(a+)+$", seconds=0.1).match(b"a" * 60 + b"!") is None
+    assert Limited("a", seconds=10).match(b"a") is not None
+    deadline = time.monotonic() + 20
+    while not rang and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert rang == [signal.SIGALRM]
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
 def test_s9_any_engine_with_match_is_a_filter(poller: Poller) -> None:

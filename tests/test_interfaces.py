@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import resource
 import select
 import socket
 
@@ -170,15 +168,9 @@ def test_a_watch_tells_of_changes(lab: netns.Lab) -> None:
     assert watch.fileno() == -1
 
 
+@helpers.alone
 def test_no_descriptor_left_to_look_at_the_interfaces_is_told_with_advice() -> None:
     interfaces()  # what it imports is there now
-    lowest = os.open("/dev/null", os.O_RDONLY)
-    os.close(lowest)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
-    try:
-        with pytest.raises(OSError, match="Too many open files") as caught:
-            interfaces()
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with helpers.no_descriptor_left(), pytest.raises(OSError, match="Too many open files") as caught:
+        interfaces()
     assert "ulimit -n" in describe(caught.value)

@@ -22,7 +22,21 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from helpers import PATIENCE, Clock, Keeper, Pair, Script, descriptors, in_child, joined, polling_thread, settle, turns
+from helpers import (
+    PATIENCE,
+    Clock,
+    Keeper,
+    Pair,
+    Script,
+    alone,
+    descriptors,
+    in_child,
+    joined,
+    no_descriptor_left,
+    polling_thread,
+    settle,
+    turns,
+)
 
 import multicast
 from multicast import ArgumentError, Dispatcher, Poller, RegistrationError
@@ -327,20 +341,15 @@ def test_two_objects_cannot_share_a_descriptor(poller: Poller, pair: Callable[..
     assert plain.got == [b"x"], "the first goes on undisturbed"
 
 
+@alone
 def test_a_registration_that_fails_half_way_is_undone(poller: Poller, free_port: int) -> None:
     listener = Keeper(port=free_port, poller=poller, **ON_LO)
     poller.unregister(listener)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lowest = os.dup(0)
-    os.close(lowest)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))  # so that it cannot watch the interfaces
-    try:
+    with no_descriptor_left():  # so that it cannot watch the interfaces
         with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
             poller.register(listener)
         assert listener not in poller
         assert len(poller) == 0
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     poller.register(listener)
     multicast.sendto("x", port=free_port, ttl=0)
     poller.poll()
@@ -797,6 +806,7 @@ def test_timers_and_calls_wake_a_set_made_anew(poller: Poller, pair: Callable[..
     assert calls == ["timer"]
 
 
+@alone
 def test_no_room_for_a_new_set_is_reported_and_nobody_is_forgotten(poller: Poller, pair: Callable[..., Pair]) -> None:
     dead, neighbour = pair(), pair()
     poller.register(dead)
@@ -805,16 +815,9 @@ def test_no_room_for_a_new_set_is_reported_and_nobody_is_forgotten(poller: Polle
     dead.ours.close()
     poller.unregister(dead)
     dead.tell()
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lowest = os.dup(0)
-    os.close(lowest)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
-    try:
-        with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
-            poller.poll()
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        os.close(copy)
+    with no_descriptor_left(), pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
+        poller.poll()
+    os.close(copy)
     neighbour.tell()
     turns(poller, 3)
     assert neighbour.got == [b"x"]
@@ -831,26 +834,20 @@ def test_closing_without_unregistering_is_cleaned_up_by_unregister(poller: Polle
 # -- many ----------------------------------------------------------------------------------------------------
 
 
+# How many descriptors a process may open at most, and how many the test below needs; -1 stands for no limit.
+_MAY_OPEN, _NEEDED = resource.getrlimit(resource.RLIMIT_NOFILE)[1], 1300
+
+
+@pytest.mark.skipif(0 <= _MAY_OPEN < _NEEDED, reason=f"may open {_MAY_OPEN} descriptors at most")
+@alone
 def test_more_ready_descriptors_than_one_report_holds_are_all_served(poller: Poller) -> None:
-    count = 1100
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + 200
-    if hard != resource.RLIM_INFINITY and hard < wanted:
-        pytest.skip(f"may open {hard} descriptors at most")
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    ready = [Numbered(os.eventfd(1, os.EFD_NONBLOCK)) for _ in range(count)]
-    try:
-        for one in ready:
-            poller.register(one)
-        poller.poll()
-        poller.poll()
-        assert min(one.reads for one in ready) >= 1
-    finally:
-        poller.close()
-        for one in ready:
-            os.close(one.number)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_NEEDED, _MAY_OPEN))
+    ready = [Numbered(os.eventfd(1, os.EFD_NONBLOCK)) for _ in range(1100)]
+    for one in ready:
+        poller.register(one)
+    poller.poll()
+    poller.poll()
+    assert min(one.reads for one in ready) >= 1
 
 
 def test_opening_and_closing_leaves_nothing(poller: Poller, free_port: int) -> None:
@@ -1309,47 +1306,35 @@ def test_a_call_from_another_thread_wakes_a_waiting_poll(poller: Poller) -> None
 # -- signals -------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def alarm() -> Iterator[Callable[[Callable[[], object]], None]]:
-    """Have SIGALRM call a function, soon."""
-    before = signal.getsignal(signal.SIGALRM)
-
-    def set_alarm(call: Callable[[], object]) -> None:
-        signal.signal(signal.SIGALRM, lambda number, frame: call())
-        signal.setitimer(signal.ITIMER_REAL, 0.02)
-
-    yield set_alarm
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
+def alarm(call: Callable[[], object]) -> None:
+    """Have SIGALRM call a function, soon; for tests that run `alone`, for in pytest it is the alarm of a timeout."""
+    signal.signal(signal.SIGALRM, lambda number, frame: call())
+    signal.setitimer(signal.ITIMER_REAL, 0.02)
 
 
-def test_a_signal_handler_stops_the_loop(
-    poller: Poller, pair: Callable[..., Pair], alarm: Callable[[Callable[[], object]], None]
-) -> None:
+@alone
+def test_a_signal_handler_stops_the_loop(poller: Poller, pair: Callable[..., Pair]) -> None:
     poller.register(pair())
     alarm(poller.stop)
     poller.loop()
 
 
-def test_a_signal_handler_stops_the_sleep_between_polls(
-    poller: Poller, pair: Callable[..., Pair], alarm: Callable[[Callable[[], object]], None]
-) -> None:
+@alone
+def test_a_signal_handler_stops_the_sleep_between_polls(poller: Poller, pair: Callable[..., Pair]) -> None:
     poller.register(pair())
     alarm(poller.stop)
     poller.loop(interval=1000)
 
 
-def test_a_signal_handler_may_ask_for_a_call(
-    poller: Poller, pair: Callable[..., Pair], alarm: Callable[[Callable[[], object]], None]
-) -> None:
+@alone
+def test_a_signal_handler_may_ask_for_a_call(poller: Poller, pair: Callable[..., Pair]) -> None:
     poller.register(pair())
     alarm(lambda: poller.call_soon(poller.stop))
     poller.loop()
 
 
-def test_a_signal_handler_may_close_the_poller(
-    pair: Callable[..., Pair], alarm: Callable[[Callable[[], object]], None]
-) -> None:
+@alone
+def test_a_signal_handler_may_close_the_poller() -> None:
     before = descriptors()
     poller = Poller()
     with_socket = Connection(poller)
@@ -1359,9 +1344,8 @@ def test_a_signal_handler_may_close_the_poller(
     assert descriptors() == before
 
 
-def test_a_signal_without_consequence_does_not_end_the_wait(
-    poller: Poller, pair: Callable[..., Pair], alarm: Callable[[Callable[[], object]], None]
-) -> None:
+@alone
+def test_a_signal_without_consequence_does_not_end_the_wait(poller: Poller, pair: Callable[..., Pair]) -> None:
     signals: list[int] = []
     poller.register(pair())
     alarm(lambda: signals.append(1))
@@ -1370,9 +1354,8 @@ def test_a_signal_without_consequence_does_not_end_the_wait(
     assert signals == [1]
 
 
-def test_ctrl_c_leaves_as_keyboard_interrupt(
-    poller: Poller, pair: Callable[..., Pair], alarm: Callable[[Callable[[], object]], None]
-) -> None:
+@alone
+def test_ctrl_c_leaves_as_keyboard_interrupt(poller: Poller, pair: Callable[..., Pair]) -> None:
     plain = pair()
     poller.register(plain)
     alarm(lambda: signal.default_int_handler(signal.SIGINT, None))

@@ -265,13 +265,11 @@ def test_keys_change_without_a_break() -> None:
     assert new.opener().open(old.sealer().seal(b"x")) is None
 
 
+@helpers.alone
 def test_a_key_file_is_for_its_owner_alone(tmp_path: Path) -> None:
     path = tmp_path / "group.key"
-    before = os.umask(0)
-    try:
-        sealed.new_key_file(path)
-    finally:
-        os.umask(before)
+    os.umask(0)
+    sealed.new_key_file(path)
     assert path.stat().st_mode & 0o777 == 0o600
     assert Seal.from_file(path).opener().open(Seal.from_file(path).sealer().seal(b"x")) == b"x"
     with pytest.raises(FileExistsError):

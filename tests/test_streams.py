@@ -3,7 +3,6 @@ from __future__ import annotations
 import errno
 import itertools
 import json
-import os
 import random
 import resource
 import socket
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import alone, no_descriptor_left
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -955,23 +955,15 @@ def clients_of(acceptor: Acceptor, count: int) -> list[socket.socket]:
     return [socket.create_connection(acceptor.address[:2], timeout=10) for _ in range(count)]
 
 
+@alone
 def test_without_descriptors_accepting_rests_and_resumes(clock: Clock, timed: Poller) -> None:
     acceptor = Patient("127.0.0.1", 0, Echo, poller=timed)
     clients = clients_of(acceptor, 3)
     timed.poll()
     turns(timed)
     extra = clients_of(acceptor, 2)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     calls = acceptor.calls
-    # Every number below the limit is taken, so the next descriptor is one too many.
-    fillers = []
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 1, hard))
-    try:
-        try:
-            while True:
-                fillers.append(os.dup(0))
-        except OSError:
-            pass
+    with no_descriptor_left():
         turns(timed, 50)
         assert acceptor.calls == calls + 1  # no spinning
         assert acceptor.exhausted == 1
@@ -982,10 +974,6 @@ def test_without_descriptors_accepting_rests_and_resumes(clock: Clock, timed: Po
         timed.poll(1)
         timed.poll(0)
         assert clients[0].recv(100) == b"those who are in notice nothing"
-    finally:
-        for number in fillers:
-            os.close(number)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     clock.now += 0.11
     turns(timed)
     assert len(acceptor.streams) == 5
