@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import shutil
+import signal
 import socket
 import threading
 from collections import Counter
@@ -161,9 +163,28 @@ def _everything() -> Counter[str]:
     return registrations + _descriptors() + _threads() + _children() + _memberships()
 
 
+_LIMITS = {name: getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")}
+del _LIMITS["RLIMIT_OFILE"]  # RLIMIT_NOFILE under another name
+
+
+def _settings() -> dict[str, object]:
+    """Return what a process has one of, by name; a change would hold for the tests after it and for pytest."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return {
+        "the network namespace": os.readlink("/proc/thread-self/ns/net"),
+        "the working directory": os.readlink("/proc/self/cwd"),
+        "the umask": next((line.split()[1] for line in status if line.startswith("Umask:")), ""),
+        **{f"the limit {name}": resource.getrlimit(number) for name, number in _LIMITS.items()},
+        **{f"the handler of {number!r}": signal.getsignal(number) for number in signal.valid_signals()},
+        # pytest sets this one itself.
+        **{f"${name}": value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"},
+    }
+
+
 @pytest.fixture(autouse=True)
 def leaves_nothing_behind() -> Iterator[None]:
-    """Fail a test after which more is open, running, joined or registered than before it."""
+    """Fail a test after which more is open, running, joined or registered than before it, or a setting has changed."""
+    settings = _settings()
     before = _everything()
     yield
     registrations = _registrations()
@@ -178,6 +199,11 @@ def leaves_nothing_behind() -> Iterator[None]:
     if left:
         lines = (f"  {what}" + (f" (x {count})" if count > 1 else "") for what, count in sorted(left.items()))
         pytest.fail("the test left behind\n" + "\n".join(lines), pytrace=False)
+    now = _settings()
+    changed = [name for name in {**settings, **now} if settings.get(name) != now.get(name)]
+    if changed:
+        lines = (f"  {name}: {settings.get(name)!r} before, {now.get(name)!r} now" for name in changed)
+        pytest.fail("the test left changed\n" + "\n".join(lines), pytrace=False)
 
 
 # -- what a test may use -------------------------------------------------------------------------------------

@@ -196,6 +196,50 @@ def test_what_a_test_leaves_behind_is_named(frame: Path) -> None:
 
 
 @pytest.mark.needs_namespaces
+def test_what_a_test_leaves_changed_is_named(frame: Path) -> None:
+    output = run_pytest(
+        frame,
+        """
+        import os, resource, signal
+
+        def test_umask():
+            os.umask(0)
+
+        def test_directory():
+            os.chdir("/")
+
+        def test_limit():
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+
+        def test_signal():
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+        def test_environment():
+            os.environ["LEFT"] = "here"
+
+        def test_environment_again():
+            del os.environ["LEFT"]
+
+        def test_namespace():
+            os.unshare(os.CLONE_NEWNET) if hasattr(os, "unshare") else __import__("ctypes").CDLL(None).unshare(1 << 30)
+
+        def test_what_is_restored(monkeypatch, tmp_path):
+            monkeypatch.chdir(tmp_path)
+            monkeypatch.setenv("LEFT", "restored")
+        """,
+    )
+    assert "the umask: " in output
+    assert "the working directory: " in output
+    assert "the limit RLIMIT_NOFILE: " in output
+    assert "the handler of <Signals.SIGUSR1: 10>: " in output
+    assert "$LEFT: None before, 'here' now" in output
+    assert "$LEFT: 'here' before, None now" in output
+    assert "the network namespace: " in output
+    assert "8 passed, 7 errors" in output
+
+
+@pytest.mark.needs_namespaces
 def test_where_namespaces_are_forbidden_only_tests_for_lo_alone_touch_the_network(frame: Path) -> None:
     output = run_pytest(
         frame,
