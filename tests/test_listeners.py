@@ -485,6 +485,17 @@ def test_a_batch_has_what_passes_the_filter(poller: Poller, free_port: int) -> N
     assert (listener.statistics().delivered, listener.statistics().filtered) == (10, 10)
 
 
+@pytest.mark.parametrize("kind", [Keeper, Batches])
+def test_filtered_packets_are_counted_over_all_turns(
+    poller: Poller, free_port: int, kind: type[Keeper] | type[Batches]
+) -> None:
+    listener = kind("t", port=free_port, kernel_filter=False, poller=poller, **ON_LO)
+    for turn in range(1, 4):
+        send(["one", "two", "six"], free_port)
+        poller.poll()
+        assert (listener.statistics().delivered, listener.statistics().filtered) == (turn, 2 * turn)
+
+
 def test_no_batch_is_empty(poller: Poller, free_port: int) -> None:
     listener = Batches(lambda packet, addr: False, port=free_port, poller=poller, **ON_LO)
     send(["one", "two"], free_port)

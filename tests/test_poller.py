@@ -591,6 +591,56 @@ def test_an_error_reaches_an_object_that_watches_for_nothing(poller: Poller, pai
     assert plain.got == [b""]
 
 
+def test_an_error_reaches_both_handlers_of_an_object_that_watches_for_nothing(poller: Poller) -> None:
+    class Both(Pair):
+        def handle_write(self) -> None:
+            self.got.append(b"write")
+            poller.unregister(self)
+
+    both = Both()
+    poller.register(both)
+    poller.modify(both, select.EPOLLERR)
+    both.theirs.close()
+    turns(poller)
+    assert both.got == [b"", b"write"]
+    both.close()
+
+
+def test_an_error_reaches_the_writing_handler_of_an_object_that_watches_for_room(poller: Poller) -> None:
+    """A full pipe without a reader is not writable: the kernel reports EPOLLERR alone (pipe(7))."""
+
+    class Pipe:
+        def __init__(self) -> None:
+            self.theirs, self.ours = os.pipe()
+            os.set_blocking(self.ours, False)
+            self.met: list[str] = []
+
+        def fileno(self) -> int:
+            return self.ours
+
+        def handle_read(self) -> None:
+            self.met.append("read")
+
+        def handle_write(self) -> None:
+            try:
+                os.write(self.ours, b"x")
+            except BrokenPipeError:
+                self.met.append("broken")
+                poller.unregister(self)
+
+    pipe = Pipe()
+    with suppress(BlockingIOError):
+        while True:
+            os.write(pipe.ours, bytes(4096))
+    poller.register(pipe, select.EPOLLOUT)
+    turns(poller)
+    assert pipe.met == []
+    os.close(pipe.theirs)
+    turns(poller)
+    assert pipe.met == ["broken"]
+    os.close(pipe.ours)
+
+
 # -- what handlers raise -------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import helpers
@@ -31,7 +32,7 @@ from multicast import (
     Sender,
     sendto,
 )
-from multicast.senders import forget_senders
+from multicast.senders import forget_senders, sender, transmission
 from multicast.sockets import DEFAULT_IP, Group, open_receiver, receiving
 
 # These tests keep to this host, so that they may run where there is no private network namespace.
@@ -870,9 +871,12 @@ def test_a_paced_sender_closes_after_its_last_packet(poller: Poller, free_port: 
 
 
 class Refusing:
-    """Stands before a sender's socket and refuses, as the system would, what the test says."""
+    """Stands before a sender's socket and refuses, as the system would, what the test says.
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *errors: int) -> None:
+    `errors` are the numbers of the errors, 0 where it takes packets; `most` is how many it takes at once.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *errors: int, most: int | None = None) -> None:
         self.errors = list(errors)
         send = multicast.batch.send
 
@@ -881,7 +885,7 @@ class Refusing:
                 number = self.errors.pop(0)
                 if number:
                     raise OSError(number, os.strerror(number))
-            return send(writer, packets, start)
+            return send(writer, packets if most is None else packets[: start + most], start)
 
         monkeypatch.setattr(multicast.batch, "send", refuse)
 
@@ -921,6 +925,50 @@ def test_sendto_tries_again_when_the_queue_is_full(ear: Ear, free_port: int, mon
     Refusing(monkeypatch, errno.ENOBUFS, errno.ENOBUFS, 0, errno.ENOBUFS)
     assert sendto(map(str, range(100)), port=free_port, ttl=0) == 100
     assert ear.heard() == [b"%d" % number for number in range(100)]
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses of `sendto`, in seconds; they pass at once."""
+    clock, made = Clock(), []
+
+    def pause(seconds: float) -> None:
+        made.append(seconds)
+        clock.advance(seconds)
+
+    monkeypatch.setattr(transmission, "time", SimpleNamespace(monotonic=clock, perf_counter=time.perf_counter))
+    monkeypatch.setattr(sender, "sleep", pause)
+    return made
+
+
+def test_a_queue_that_stays_full_is_an_error_after_ten_seconds(
+    free_port: int, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
+) -> None:
+    Refusing(monkeypatch, *[errno.ENOBUFS] * 2000)
+    with pytest.raises(OSError, match=os.strerror(errno.ENOBUFS)) as raised:
+        sendto(["a", "b"], port=free_port, ttl=0)
+    assert 10 < sum(pauses) < 10.1
+    assert max(pauses) == 0.01
+    assert "queue" in raised.value.__notes__[0]
+
+
+def test_a_queue_that_has_room_now_and_then_is_tried_for_longer(
+    ear: Ear, free_port: int, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
+) -> None:
+    full = [errno.ENOBUFS] * 600  # six seconds
+    Refusing(monkeypatch, *full, 0, *full, 0, most=1)
+    assert sendto(["a", "b"], port=free_port, ttl=0) == 2
+    assert sum(pauses) > 11
+    assert ear.heard() == [b"a", b"b"]
+
+
+def test_the_pauses_for_a_full_queue_begin_short_again_after_a_success(
+    free_port: int, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
+) -> None:
+    full = [errno.ENOBUFS] * 6
+    Refusing(monkeypatch, *full, 0, *full, 0, most=1)
+    assert sendto(["a", "b"], port=free_port, ttl=0) == 2
+    assert pauses == 2 * [0.001, 0.002, 0.004, 0.008, 0.01, 0.01]
 
 
 @pytest.mark.parametrize("number", [errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH, errno.ENODEV])
