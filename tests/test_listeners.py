@@ -487,7 +487,7 @@ def test_a_batch_has_what_passes_the_filter(poller: Poller, free_port: int) -> N
 
 @pytest.mark.parametrize("kind", [Keeper, Batches])
 def test_filtered_packets_are_counted_over_all_turns(
-    poller: Poller, free_port: int, kind: type[Keeper] | type[Batches]
+    poller: Poller, free_port: int, kind: type[Keeper | Batches]
 ) -> None:
     listener = kind("t", port=free_port, kernel_filter=False, poller=poller, **ON_LO)
     for turn in range(1, 4):

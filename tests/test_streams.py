@@ -154,6 +154,39 @@ def test_what_a_framer_cannot_carry_is_an_argument_error(make: Callable[[], obje
         make()
 
 
+@pytest.mark.parametrize(
+    "framer",
+    [Lines(5), Prefixed(limit=5), Prefixed(1, 5), Prefixed(2, 99)],
+    ids=["lines", "prefixed", "narrow", "full"],
+)
+def test_a_message_as_long_as_the_limit_is_carried(framer: Lines | Prefixed) -> None:
+    message = b"x" * framer.limit
+    framer.feed(framer.encode(message))
+    assert framer.take() == message
+    with pytest.raises(ArgumentError, match=f"{framer.limit} bytes"):
+        framer.encode(message + b"x")
+
+
+@pytest.mark.parametrize("framer, limit", [(Lines(), 65536), (Prefixed(), 1048576)], ids=["lines", "prefixed"])
+def test_the_limit_when_none_is_given(framer: Lines | Prefixed, limit: int) -> None:
+    assert len(framer.encode(bytes(limit))) > limit
+    with pytest.raises(ArgumentError, match=f"{limit} bytes"):
+        framer.encode(bytes(limit + 1))
+
+
+def test_an_empty_line_is_not_measured_by_what_follows_it() -> None:
+    assert cut(Lines(limit=3), [b"\nabc\n\nabc"]) == ([b"", b"abc", b"", b"abc"], "")
+
+
+def test_without_framing_bytes_come_as_they_are() -> None:
+    framer = Raw()
+    framer.feed(b"one")
+    framer.feed(b"two")
+    assert (framer.take(), framer.take()) == (b"onetwo", None)
+    assert framer.encode(b"three") == b"three"
+    assert cut(Raw(), [b"a", b"", b"b\n"]) == ([b"a", b"b\n"], "")
+
+
 # -- streams ---------------------------------------------------------------------------------------------------------
 
 
