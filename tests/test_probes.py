@@ -44,6 +44,18 @@ def counted(sequence: Sequence) -> tuple[int, int, int, int, int]:
         ([5, 40000, 40001, 40003, 40002], [NEXT, JUMP, NEXT, GAP, LATE], (5, 0, 0, 1, 1)),
         ([5, 40000, 50000, 50001], [NEXT, JUMP, JUMP, NEXT], (3, 0, 0, 0, 1)),
         ([200, 99], [NEXT, JUMP], (1, 0, 0, 0, 0)),
+        ([200, 100], [NEXT, LATE], (2, 0, 0, 1, 0)),
+        ([7, 7, 7], [NEXT, DUPLICATE, DUPLICATE], (1, 0, 2, 0, 0)),
+        # Numbers before a gap are remembered beyond it, and those in it are not taken for ones that came.
+        ([7, 8, 10, 8, 9], [NEXT, NEXT, GAP, DUPLICATE, LATE], (4, 0, 1, 1, 0)),
+        ([7, 9, 10, 8, 7], [NEXT, GAP, NEXT, LATE, DUPLICATE], (4, 0, 1, 1, 0)),
+        ([7, 107, 7, 8], [NEXT, GAP, DUPLICATE, LATE], (3, 98, 1, 1, 0)),
+        # Only the number right after a jump starts the new order, and what is in order ends the wait for it.
+        ([5, 40000, 6, 40001], [NEXT, JUMP, NEXT, JUMP], (2, 0, 0, 0, 0)),
+        ([5, 40000, 7, 40001], [NEXT, JUMP, GAP, JUMP], (2, 1, 0, 0, 0)),
+        ([40000, 40001, 1], [NEXT, NEXT, JUMP], (2, 0, 0, 0, 0)),
+        ([40000, 40002, 1], [NEXT, GAP, JUMP], (2, 1, 0, 0, 0)),
+        ([5, 40000, 40001, 1], [NEXT, JUMP, NEXT, JUMP], (3, 0, 0, 0, 1)),
     ],
 )
 def test_numbers_of_16_bits(numbers: list[int], orders: list[Order], counts: tuple[int, ...]) -> None:
@@ -57,6 +69,15 @@ def test_a_session_has_no_jumps_only_gaps() -> None:
     assert [sequence.take(number) for number in (1, 1_000_001, 2, 1_000_002)] == [NEXT, GAP, LATE, NEXT]
     assert counted(sequence) == (4, 999_998, 0, 1, 0)
     assert sequence.highest == 1_000_002
+
+
+def test_a_session_remembers_the_last_1024_numbers() -> None:
+    sequence = Sequence(dropout=None)
+    sequence.take(1)
+    sequence.take(5000)
+    for back in (1, 1023):
+        assert [sequence.take(5000 - back) for _ in range(2)] == [LATE, DUPLICATE]
+    assert [sequence.take(5000 - 1024) for _ in range(2)] == [LATE, LATE]  # which is the more frequent
 
 
 def test_what_counts_as_missing_never_falls_below_zero() -> None:
@@ -123,6 +144,28 @@ def test_octaves_double() -> None:
     for microseconds in (0.5, 1.5, 2, 3.9, 16, 31):
         histogram.add(microseconds * 1e-6)
     assert histogram.octaves() == [(1e-6, 2), (2e-6, 2), (4e-6, 0), (8e-6, 0), (16e-6, 2)]
+    long = Histogram()
+    long.add(5e-6)
+    assert long.octaves() == [(4e-6, 1)]
+
+
+def test_merged_histograms_are_one_of_all_values() -> None:
+    first, second, whole = Histogram(), Histogram(), Histogram()
+    for number in range(1, 101):
+        (first if 30 < number <= 70 else second).add(number * 1e-3)
+        whole.add(number * 1e-3)
+    empty = Histogram()
+    empty.merge(Histogram())
+    assert (empty.count, math.isnan(empty.least)) == (0, True)
+    first.merge(empty)
+    assert (first.count, first.least, first.greatest) == (40, 0.031, 0.07)
+    empty.merge(first)
+    assert (empty.count, empty.least, empty.greatest) == (40, 0.031, 0.07)
+    first.merge(second)
+    assert (first.count, first.least, first.greatest) == (100, 0.001, 0.1)
+    assert [first.quantile(share / 50) for share in range(51)] == [whole.quantile(share / 50) for share in range(51)]
+    assert first.octaves() == whole.octaves()
+    assert second.count == 60
 
 
 def test_a_histogram_of_any_times_stays_small() -> None:
@@ -190,6 +233,29 @@ def test_a_report_is_cut_to_what_it_may_have() -> None:
     assert read is not None
     assert read.peer is not None
     assert (len(packet), len(read.peer.heard)) == (200, 12)
+
+
+def test_a_report_that_lost_its_end_tells_of_whom_is_whole() -> None:
+    packet = Probe(Kind.REPORT, 1, 2, peer=Peer(3, heard={7: 70, 8: 80, 9: 90})).encode(85)
+    assert len(packet) == 49 + 3 * 12
+    for length in range(49, len(packet) + 1):
+        read = parse(packet[:length])
+        assert read is not None
+        assert read.peer is not None
+        assert list(read.peer.heard.items()) == [(7, 70), (8, 80), (9, 90)][: (length - 49) // 12]
+
+
+def test_probes_are_padded_with_zeros() -> None:
+    for probe, least in ((Probe(Kind.PING, 1, 2), 28), (Probe(Kind.PONG, 1, 2, peer=Peer(3, name="bob")), 52)):
+        assert probe.encode(60) == probe.encode(least) + bytes(60 - least)
+
+
+@pytest.mark.parametrize(
+    "sent, arrived, crossed",
+    [(64, 64, 0), (64, 61, 3), (128, 127, 1), (255, 1, 254), (255, 0, None), (1, 64, None), (64, None, None)],
+)
+def test_routers_are_counted_by_the_ttl(sent: int, arrived: int | None, crossed: int | None) -> None:
+    assert probes.hops(sent, arrived) == crossed
 
 
 @pytest.mark.parametrize("change", [{"sequence": 2**32}, {"ttl": 256}, {"session": -1}, {"hops": 300}])
