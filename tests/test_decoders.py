@@ -7,7 +7,7 @@ import struct
 import pytest
 
 from multicast.feeds.moldudp64 import END, pack
-from multicast.measure import Numbering, decode
+from multicast.measure import Numbering, decode, rtp_payload
 
 CLOCK = bytes.fromhex("0050c2fffe123456")
 
@@ -53,17 +53,30 @@ PACKETS: dict[str, tuple[bytes, int, Numbering]] = {
         b"NOTIFY * HTTP/1.1\r\nLocation: http://10.0.0.1/d.xml\r\nNT: upnp:rootdevice\r\nNTS: ssdp:alive\r\n\r\n",
         1900, Numbering.NONE,
     ),
+    "SSDP reply ssdp:all http://10.0.0.1/d.xml": (
+        b"HTTP/1.1 200 OK\r\nLOCATION: http://10.0.0.1/d.xml\r\nEXT:\r\nST: ssdp:all\r\n\r\n", 1900, Numbering.NONE
+    ),
     "SAP announcement 'Lecture 3' at 239.1.2.3, video 5004, audio 5006": (
         b"\x20\0\x12\x34\x0a\0\0\x05application/sdp\0" + sdp("Lecture 3"), 9875, Numbering.NONE
     ),
     "SAP deletion 'Lecture 3' at 239.1.2.3, video 5004, audio 5006": (
         b"\x24\0\x12\x34\x0a\0\0\x05" + sdp("Lecture 3"), 9875, Numbering.NONE
     ),
+    "SAP announcement 'From ::1, signed' at 239.1.2.3, video 5004, audio 5006": (
+        b"\x30\2\x12\x34" + bytes(15) + b"\1" + b"s=signed" + sdp("From ::1, signed"), 9875, Numbering.NONE
+    ),
+    "SAP announcement 'no place \ufffd'": (
+        b"\x20\0\x12\x34\x0a\0\0\x05v=0\r\ns=no place \xff\r\n", 9875, Numbering.NONE
+    ),
     "PTP Sync seq 5 domain 1 from 0050c2fffe123456-1": (ptp(0, 5), 319, Numbering.NONE),
     "PTP Announce seq 6 domain 1 from 0050c2fffe123456-1": (ptp(0x1B, 6), 320, Numbering.NONE),
     "sACN universe 3 seq 7 priority 100, 512 slots from 'Console'": (sacn(), 5568, Numbering.NONE),
     "sACN universe 3 seq 7 priority 100, 512 slots from 'Console' ends": (sacn(0x40), 5568, Numbering.NONE),
     "LCM POSE seq 4, 3 bytes": (b"LC02\0\0\0\4POSE\0abc", 7667, Numbering.NONE),
+    "LCM \ufffd seq 4294967295, 3 bytes": (b"LC02\xff\xff\xff\xff\xff\0a\0c", 7667, Numbering.NONE),
+    "LCM \ufffd seq 4, 9 bytes in 2 fragments": (
+        b"LC03\0\0\0\4" + struct.pack("!IIHH", 9, 0, 0, 2) + b"\xff\0a\0c", 7667, Numbering.NONE
+    ),
     "LCM IMAGE seq 4, 9000 bytes in 7 fragments": (
         b"LC03\0\0\0\4" + struct.pack("!IIHH", 9000, 0, 0, 7) + b"IMAGE\0abc", 7667, Numbering.NONE
     ),
@@ -95,7 +108,50 @@ def test_names_of_dns_are_told() -> None:
         "_http._tcp.local. 120 IN PTR web._http._tcp.local.\nweb.local. 120 IN A 10.0.0.5\n"
     )
     assert decode(reply.to_wire(), 5353) == "DNS reply PTR _http._tcp.local, A web.local"
+    assert decode(reply.to_wire() + b"more", 5353) == "DNS reply PTR _http._tcp.local, A web.local"
+    many = [message.make_query(f"host{number}.local.", "A").question[0] for number in range(6)]
+    query.question = many[:4]
+    assert decode(query.to_wire(), 5353) == "DNS query A host0.local, A host1.local, A host2.local, A host3.local"
+    query.question = many
+    said = "DNS query A host0.local, A host1.local, A host2.local, A host3.local and 2 more"
+    assert decode(query.to_wire(), 5353) == said
+    assert decode(bytes(12), 5353) == "DNS query"
     assert decode(b"\0" * 5, 5353) is None
+
+
+# Two sources (CSRC) and an extension of one word (RFC 3550 sections 5.1 and 5.3.1).
+SOURCES, EXTENSION = bytes(range(8)), b"\xbe\xde\0\1" + b"word"
+
+
+@pytest.mark.parametrize(
+    "first, rest, payload",
+    [
+        (0x80, b"payload", b"payload"),
+        (0x80, b"", b""),
+        (0x82, SOURCES + b"payload", b"payload"),
+        (0x82, SOURCES, b""),
+        (0x82, SOURCES[:7], None),
+        (0x90, EXTENSION + b"payload", b"payload"),
+        (0x90, b"\xbe\xde\0\0", b""),
+        (0x90, b"\xbe\xde\0", None),
+        (0x90, b"\0\0\1\0" + bytes(1024) + b"payload", b"payload"),
+        (0x90, EXTENSION[:7], None),
+        (0x92, SOURCES + EXTENSION + b"payload", b"payload"),
+        (0xA0, b"payload" + b"\0\0\3", b"payload"),
+        (0xA0, b"\0\0\3", b""),
+        (0xA0, b"\0\0\4", None),
+        (0xB2, SOURCES + EXTENSION + b"payload\1", b"payload"),
+        (0x00, b"payload", None),
+        (0x40, b"payload", None),
+        (0xC0, b"payload", None),
+    ],
+)
+def test_the_payload_of_rtp_is_what_stands_between_header_and_padding(
+    first: int, rest: bytes, payload: bytes | None
+) -> None:
+    header = bytes([first]) + struct.pack("!BHII", 96, 1, 2, 3)
+    assert rtp_payload(header + rest) == payload
+    assert rtp_payload(header[:11]) is None
 
 
 @pytest.mark.parametrize("port", [319, 1900, 5000, 5353, 5568, 7667, 9875])
