@@ -153,9 +153,16 @@ async def ask_status(
 
     urls = [servers] if isinstance(servers, str) else list(servers)
     try:
+        # nats-py tries a server that refuses 60 times, with pauses; twice is enough here.
         await asyncio.wait_for(
             client.connect(
-                servers=urls, error_cb=on_error, allow_reconnect=False, connect_timeout=3, **credentials.options()
+                servers=urls,
+                error_cb=on_error,
+                allow_reconnect=False,
+                connect_timeout=3,
+                max_reconnect_attempts=1,
+                reconnect_time_wait=0.2,  # type: ignore[arg-type]  # seconds, whole or not
+                **credentials.options(),
             ),
             5,
         )
