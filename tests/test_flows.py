@@ -131,6 +131,10 @@ def test_gaps_of_a_transport_stream_by_its_counters() -> None:
         ([piece(256, 1), piece(256, 1, payload=False), piece(256, 2)], (3, 2, 0, 0, 0)),
         ([piece(256, 1), piece(256, 9, discontinuity=True), piece(256, 10)], (3, 3, 0, 0, 0)),
         ([piece(0x1FFF, 1), piece(0x1FFF, 9)], (2, 0, 0, 0, 0)),  # padding
+        ([piece(0x1FFF, 1) + piece(256, 1), piece(0x1FFF, 9) + piece(256, 3)], (2, 2, 1, 0, 0)),
+        # A field that is empty, or that does not announce it, is no discontinuity, whatever follows it.
+        ([piece(256, 1), piece(256, 9, discontinuity=True).replace(b"\1\x80", b"\0\x80", 1)], (2, 2, 7, 0, 0)),
+        ([piece(256, 1), piece(256, 9, discontinuity=True).replace(b"\1\x80", b"\1\x00", 1)], (2, 2, 7, 0, 0)),
     ],
 )
 def test_the_rules_of_the_counter(pieces: list[bytes], counts: tuple[int, ...]) -> None:
@@ -178,10 +182,12 @@ def test_an_rtp_stream_that_comes_irregularly_has_jitter() -> None:
     assert flow.jitter == pytest.approx(0.005, rel=0.01)
 
 
-def test_the_clock_of_an_unknown_payload_type_is_measured() -> None:
-    flow = Flow(KEY, 0)
+@pytest.mark.parametrize("start", [0, 1000])
+def test_the_clock_of_an_unknown_payload_type_is_measured(start: float) -> None:
+    flow = Flow(KEY, start)
     for number in range(500):
-        flow.take(rtp(number, stamp=number * 960, kind=96), number * 0.02 + (0.001 if number % 2 else 0))
+        now = start + number * 0.02 + (0.001 if number % 2 else 0)
+        flow.take(rtp(number, stamp=number * 960, kind=96), now)
     (stream,) = flow._rtps.values()
     assert stream.clock == 48000
     assert flow.jitter == pytest.approx(0.001, rel=0.05)
@@ -201,6 +207,17 @@ def test_pings_tell_when_they_were_sent() -> None:
     for number in range(1, 100):
         sent = number * 0.1 + (number % 7) * 0.01  # sent irregularly, and always as long on the way
         flow.take(ping(number, sent), sent + 5)
+    assert flow.jitter == pytest.approx(0, abs=1e-6)
+
+
+def test_pings_that_were_late_or_came_twice_and_beacons_have_no_part_in_it() -> None:
+    flow = Flow(KEY, 0)
+    for number in (1, 2, 3, 4, 5, 6, 8, 9, 10):
+        flow.take(ping(number, number * 0.1), number * 0.1 + 5)
+    for now in (9.0, 9.1):
+        flow.take(ping(7, 0.7), now)
+    flow.take(ping(11, 0, kind=Kind.BEACON), 9.2)
+    assert counted(flow) == (12, 11, 0, 1, 1)
     assert flow.jitter == pytest.approx(0, abs=1e-6)
 
 
@@ -254,6 +271,33 @@ def test_history_covers_all_the_time_in_bounded_memory() -> None:
     assert 150 <= len(flow.moments) <= 300
     assert (flow.moments[0].start, {cell.seconds for cell in flow.moments[:-1]}) == (0, {32.0})
     assert sum(cell.packets for cell in flow.moments) == 5000
+
+
+def test_what_is_counted_in_seconds_is_the_whole_of_the_flow() -> None:
+    flow = Flow(KEY, 0)
+    number = 0
+    for second in range(1000):
+        for step in (1, 1, 0, 1, 3, -1, 2):  # in order, twice, a gap of two, one of which comes late
+            number += step
+            flow.take(rtp(number), second)
+        flow.tick(second, 1.0, dropped=second % 2)
+    assert counted(flow) == (7000, 6000, 2000 - 1000, 1000, 1000)
+    cells = flow.moments
+    assert len(cells) < 300
+    assert sum(cell.packets for cell in cells) == flow.packets
+    assert sum(cell.bytes for cell in cells) == flow.bytes
+    assert sum(cell.numbered for cell in cells) == flow.numbered
+    assert sum(cell.lost for cell in cells) == flow.lost
+    assert sum(cell.duplicates for cell in cells) == flow.duplicates
+    assert sum(cell.reordered for cell in cells) == flow.reordered
+    assert sum(cell.dropped for cell in cells) == 500
+    assert sum(cell.seconds for cell in cells) == 1000
+
+
+def test_a_second_in_which_nothing_came_has_no_jitter() -> None:
+    flow = flow_of([b"x"] * 20)
+    assert flow.tick(0, 1.0).jitter == flow.jitter == pytest.approx(0)
+    assert math.isnan(flow.tick(1, 1.0).jitter)
 
 
 def test_reset_counts_from_zero_and_knows_the_numbers() -> None:
@@ -313,6 +357,7 @@ def test_flows_are_ordered() -> None:
     assert meters.ordered("bytes")[0].key == source(3)
     assert meters.ordered("loss")[0].key == source(2)
     assert meters.ordered("rate")[-1].key == source(3)
+    assert [flow.key for flow in meters.ordered()] == [flow.key for flow in meters.ordered("rate")]
     assert meters.ordered("jitter")[-1].key == source(3)
 
 
