@@ -175,7 +175,8 @@ def _settings() -> dict[str, object]:
         "the working directory": os.readlink("/proc/self/cwd"),
         "the umask": next((line.split()[1] for line in status if line.startswith("Umask:")), ""),
         **{f"the limit {name}": resource.getrlimit(number) for name, number in _LIMITS.items()},
-        **{f"the handler of {number!r}": signal.getsignal(number) for number in signal.valid_signals()},
+        # That of SIGALRM is pytest-timeout's, which takes it back when a test fails.
+        **{f"the handler of {one!r}": signal.getsignal(one) for one in signal.valid_signals() - {signal.SIGALRM}},
         # pytest sets this one itself.
         **{f"${name}": value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"},
     }
