@@ -6,6 +6,7 @@
 # make bench    measure
 # make dist     build and check what is uploaded for a release: source, wheels for four targets, the pure wheel
 # make fuzz     look for input that breaks a promise, FUZZ_SECONDS for each target (600)
+# make mutants  see whether the tests notice small changes of the package; MODULES='filters.py ...' for some modules
 # make clean    remove what these made
 #
 # Each makes the virtual environment it needs, in .venv; nothing is installed outside this directory.
@@ -16,7 +17,7 @@ NEWEST := $(shell for python in $(PYTHONS); do :; done; \
     $$python -c 'import sys; print("py%d%d" % sys.version_info[:2])' 2>/dev/null)
 TOX = .venv/tox/bin/tox run --discover $(PYTHONS)
 
-.PHONY: test quick demo docs man bench dist fuzz clean python
+.PHONY: test quick demo docs man bench dist fuzz mutants clean python
 
 test: .venv/tox/done
 	$(TOX)
@@ -54,6 +55,10 @@ dist: .venv/dist/done
 fuzz: .venv/fuzz/done
 	.venv/fuzz/bin/python fuzz/run.py
 
+# On one core; the changes are made in a copy of the tree.
+mutants: .venv/mutants/done
+	.venv/mutants/bin/python tools/mutants $(MODULES)
+
 .venv/tox/done: | python
 	$(PYTHON) -m venv .venv/tox
 	.venv/tox/bin/python -m pip install --quiet --disable-pip-version-check 'tox >= 4.12'
@@ -78,6 +83,11 @@ fuzz: .venv/fuzz/done
 .venv/fuzz/done: setup.cfg setup.py $(wildcard multicast/*.c) | python
 	$(PYTHON) -m venv .venv/fuzz
 	.venv/fuzz/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[capture,cli]' atheris
+	touch $@
+
+.venv/mutants/done: setup.cfg setup.py $(wildcard multicast/*.c) | python
+	$(PYTHON) -m venv .venv/mutants
+	.venv/mutants/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]' 'mutmut >= 3.8'
 	touch $@
 
 python:

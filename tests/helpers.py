@@ -43,11 +43,13 @@ BAD_SENDERS: list[tuple[dict[str, Any], type[Exception], str]] = [
 
 
 def name(value: object) -> str:
-    """Return the name of a test's parameter without the address that an object's text may hold.
+    """Return the name of a test's parameter: ASCII without backslashes, and without the address of an object.
 
-    The workers of a parallel run compare the names of tests.
+    The workers of a parallel run compare the names of tests. pytest escapes such a name again when it collects a second
+    time in one process, as mutmut has it do.
     """
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+    plain = re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+    return re.sub(r"[^\x20-\x5b\x5d-\x7e]", "~", plain)
 
 
 def settle(poller: multicast.Poller, done: Callable[[], object]) -> None:
