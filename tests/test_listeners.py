@@ -95,6 +95,7 @@ def test_a_true_result_closes_the_listener_and_not_the_poller(poller: Poller, fr
     send(["one", "two"], free_port)
     turns(poller)
     assert (once.packets, once.closed) == ([b"one"], True)
+    assert (once.statistics().packets, once.statistics().delivered) == (2, 1)
     assert (always.packets, always.closed) == ([b"one", b"two"], False)
     assert poller.polling
     assert list(poller) == [always]

@@ -927,6 +927,69 @@ def test_sendto_tries_again_when_the_queue_is_full(ear: Ear, free_port: int, mon
     assert ear.heard() == [b"%d" % number for number in range(100)]
 
 
+def test_a_paced_sender_tries_a_full_queue_again_before_its_next_packet_is_due(
+    ear: Ear, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    Refusing(monkeypatch, errno.ENOBUFS)
+    with Poller(clock=clock) as poller:
+        Script(["a", "b"], port=free_port, ttl=0, poller=poller, interval=10)
+        turns(poller)
+        assert ear.heard() == []
+        clock.advance(0.1)
+        turns(poller)
+        assert ear.heard() == [b"a"]
+
+
+def test_a_paced_sender_does_not_try_a_network_that_is_gone_at_its_pace(
+    ear: Ear, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    refusing = Refusing(monkeypatch, *[errno.ENETDOWN] * 100)
+    with Poller(clock=clock) as poller:
+        sender = Script(map(str, range(100)), port=free_port, ttl=0, poller=poller, interval=0.001)
+        with pytest.raises(OSError, match=os.strerror(errno.ENETDOWN)):
+            turns(poller)
+        for tries in (1, 2, 3):
+            for _ in range(20):
+                clock.advance(0.001)
+                turns(poller)
+            assert len(refusing.errors) == 100 - tries
+            clock.advance(1)
+            turns(poller)
+        sender.close()
+
+
+def test_a_sender_that_is_not_registered_sends_when_it_is_called_and_at_no_other_time(
+    ear: Ear, free_port: int
+) -> None:
+    clock = Clock()
+    with Poller(clock=clock) as poller:
+        sender = Script(["a", "b"], port=free_port, ttl=0, poller=poller, interval=1)
+        turns(poller, 1)
+        assert ear.heard() == [b"a"]
+        poller.unregister(sender)
+        sender.handle_write()  # nothing is due
+        clock.advance(2)
+        turns(poller)
+        assert ear.heard() == []
+        sender.handle_write()
+        assert ear.heard() == [b"b"]
+        sender.close()
+
+
+def test_a_sender_is_heard_on_this_host_from_the_port_and_the_address_chosen(ear: Ear, free_port: int) -> None:
+    with Sender(port=free_port, ttl=0) as first, Sender(port=free_port, ttl=0) as second:
+        assert first.send("a") == second.send("b") == 1
+    with Sender(port=free_port, ttl=0, source_ip="127.0.0.2") as third:
+        third.send("c")
+    assert ear.heard() == [b"a", b"b", b"c"]
+    assert [host for host, _ in ear.addrs] == ["127.0.0.1", "127.0.0.1", "127.0.0.2"]
+    ports = [port for _, port in ear.addrs]
+    assert min(ports) >= 1024
+    assert len(set(ports[:2])) == 2
+
+
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses of `sendto`, in seconds; they pass at once."""
