@@ -50,6 +50,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("fault")
 
 
+def pytest_collection_finish() -> None:
+    """Leave what pytest, the libraries and the tests themselves have made out of the collections of the tests.
+
+    They stay until the end in any case. Some tests collect after each step, which takes a tenth of a second otherwise.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Take it for a success when nothing had failed that could be run once more."""
     if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and session.config.getoption("lf"):
