@@ -31,7 +31,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from programs import MULTICAST, Running, environment, events, multicast, wait_for
 
-from multicast import errors
+from multicast import errors, sendto
 from multicast.cli import COMMANDS, _app, _errors, _output, demo, interfaces, listen
 
 GROUP = "239.1.2.3:5000"
@@ -714,11 +714,17 @@ def test_sending_interrupted_before_its_end_is_130(number: int) -> None:
 # -- listen ----------------------------------------------------------------------------------------------------------
 
 
+def deliver(*packets: str | bytes, to: str = GROUP, ttl: int = 1, source_port: int = 0) -> None:
+    """Send packets from this process, which takes less time than the command does."""
+    group, _, port = to.rpartition(":")
+    sendto(packets, group.strip("[]"), int(port), ttl, source_port=source_port)
+
+
 def test_a_packet_is_a_line_that_can_be_read_and_pasted() -> None:
     with Running("listen", GROUP, "-c", "2").joined() as listening:
         assert listening.said == ["joined 239.1.2.3 on lo (127.0.0.1); waiting on port 5000"]
-        multicast("send", GROUP, "hello", "--source-port", "5999")
-        multicast("send", GROUP, "-x", "02 00 ff 10", "-t", "7", "--source-port", "5999")
+        deliver("hello", source_port=5999)
+        deliver(bytes.fromhex("0200ff10"), ttl=7, source_port=5999)
         code, data, said = listening.end()
     assert code == 0
     first, second = map(LINE.fullmatch, data.splitlines())
@@ -734,8 +740,8 @@ def test_a_packet_is_a_line_that_can_be_read_and_pasted() -> None:
 
 def test_json_has_the_documented_keys_in_their_order() -> None:
     with Running("listen", GROUP, "--json", "-c", "2").joined() as listening:
-        multicast("send", GROUP, "hello", "--source-port", "5999")
-        multicast("send", GROUP, "-x", "ff", "--source-port", "5999")
+        deliver("hello", source_port=5999)
+        deliver(b"\xff", source_port=5999)
         code, data, _ = listening.end()
     assert code == 0
     first, second, summary = events(data)
@@ -758,7 +764,7 @@ def test_json_has_the_documented_keys_in_their_order() -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_summary_comes_when_it_is_interrupted_too(number: int) -> None:
     with Running("listen", GROUP, "--json").joined() as listening:
-        multicast("send", GROUP, "hello")
+        deliver("hello")
         listening.line()
         listening.interrupt(number)
         code, data, said = listening.end()
@@ -805,7 +811,7 @@ def test_the_doctor_is_named_only_where_there_is_one(monkeypatch: pytest.MonkeyP
 
 def test_fewer_than_expected_is_exit_code_1() -> None:
     with Running("listen", GROUP, "--expect", "3", "-c", "2").joined() as listening:
-        multicast("send", GROUP, "x", "-c", "2")
+        deliver("x", "x")
         code, _, said = listening.end()
     assert code == 1
     assert said.rstrip().endswith("3 packets were expected")
@@ -813,13 +819,13 @@ def test_fewer_than_expected_is_exit_code_1() -> None:
 
 def test_as_many_as_expected_end_it_when_nothing_else_does() -> None:
     with Running("listen", GROUP, "--expect", "3").joined() as listening:
-        multicast("send", GROUP, "x", "-c", "3")
+        deliver("x", "x", "x")
         assert listening.end()[0] == 0
 
 
 def test_an_interrupt_before_as_many_came_as_expected_is_130() -> None:
     with Running("listen", GROUP, "--expect", "3", "-w", "100").joined() as listening:
-        multicast("send", GROUP, "x")
+        deliver("x")
         listening.line()
         listening.interrupt()
         assert listening.end()[0] == 130
@@ -827,8 +833,7 @@ def test_an_interrupt_before_as_many_came_as_expected_is_130() -> None:
 
 def test_a_filter_lets_pass_what_matches_at_the_start() -> None:
     with Running("listen", GROUP, "--filter", "al", "-w", "100", "-c", "1").joined() as listening:
-        multicast("send", GROUP, "normal")
-        multicast("send", GROUP, "alarm")
+        deliver("normal", "alarm")
         code, data, said = listening.end()
     assert code == 0
     assert data.endswith('"alarm"\n')
@@ -838,7 +843,7 @@ def test_a_filter_lets_pass_what_matches_at_the_start() -> None:
 
 def test_that_all_were_refused_by_the_filter_is_said() -> None:
     with Running("listen", GROUP, "--filter", "al").joined() as listening:
-        multicast("send", GROUP, "normal")
+        deliver("normal")
         listening.interrupt()
         code, _, said = listening.end()
     assert code == 130
@@ -848,7 +853,7 @@ def test_that_all_were_refused_by_the_filter_is_said() -> None:
 def test_digits_on_request_are_all_of_them_and_can_be_sent_again() -> None:
     packet = bytes(range(256))
     with Running("listen", GROUP, "-x", "-c", "2").joined() as listening:
-        multicast("send", GROUP, "-x", packet.hex())
+        deliver(packet)
         shown = listening.line().split("  ")[-1]
         assert bytes.fromhex(shown) == packet
         multicast("send", GROUP, "-x", shown)
@@ -859,7 +864,7 @@ def test_several_groups_are_listened_to_at_once_and_the_count_is_over_all() -> N
     groups = [GROUP, "239.1.2.4:5001", "[ff15::1]:5002", GROUP]
     with Running("listen", *groups, "-c", "3", "--json").joined(3) as listening:
         for group in ("[ff15::1]:5002", "239.1.2.4:5001", GROUP, GROUP):
-            multicast("send", group, group)
+            deliver(group, to=group)
         code, data, said = listening.end()
     assert code == 0
     assert [packet["text"] for packet in events(data)[:-1]] == ["[ff15::1]:5002", "239.1.2.4:5001", GROUP]
@@ -891,8 +896,7 @@ def test_an_interface_without_a_name_is_refused(choice: list[str]) -> None:
 
 def test_raw_is_payloads_and_nothing_else() -> None:
     with Running("listen", GROUP, "--raw", "-c", "2").joined() as listening:
-        multicast("send", GROUP, "-x", "00ff1b0a")
-        multicast("send", GROUP, "end")
+        deliver(bytes.fromhex("00ff1b0a"), "end")
         out, _ = listening.process.communicate(timeout=20)
     assert out == b"\x00\xff\x1b\x0aend"
 
@@ -917,13 +921,13 @@ def test_drops_are_counted_and_reported() -> None:
 def test_each_packet_is_in_the_pipe_when_it_has_come() -> None:
     for form in ([], ["--json"], ["--hex"]):
         with Running("listen", GROUP, *form).joined() as listening:
-            multicast("send", GROUP, "one")
+            deliver("one")
             assert "239.1.2.3" in listening.line()
 
 
 def test_a_closed_pipe_ends_it_quietly_and_at_once() -> None:
     with Running("listen", GROUP).joined() as listening:
-        multicast("send", GROUP, "one")
+        deliver("one")
         listening.line()
         assert listening.process.stdout is not None
         listening.process.stdout.close()
@@ -986,7 +990,7 @@ def on_terminal(*args: str, sends: str = "", **environ: str | None) -> bytes:
     try:
         env = environment(**{"NO_COLOR": None, "FORCE_COLOR": None, "TERM": "xterm", **environ})
         with Running("listen", GROUP, "-c", "1", *args, stdout=theirs, env=env).joined() as listening:
-            multicast("send", GROUP, sends)
+            deliver(sends)
             assert listening.end()[0] == 0
         return os.read(ours, 65536)
     finally:
@@ -1002,7 +1006,7 @@ def test_colours_are_for_terminals_and_can_be_refused_or_forced() -> None:
     assert b"\x1b" not in on_terminal(NO_COLOR="1", FORCE_COLOR="1")
     assert b"\x1b" not in on_terminal("--json")
     with Running("listen", GROUP, "-c", "1", env=environment(NO_COLOR=None, FORCE_COLOR="1")).joined() as listening:
-        multicast("send", GROUP, "x")
+        deliver("x")
         assert "\x1b[36m" in listening.end()[1]
 
 

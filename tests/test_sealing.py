@@ -521,8 +521,8 @@ def test_top_and_record_with_a_key(keys: tuple[str, str], tmp_path: Path) -> Non
 def test_chat_with_a_key(keys: tuple[str, str]) -> None:
     one, two = keys
     with (
-        Running("chat", PLACE, "--name", "Anna", "-i", "lo", "-w", "3", "--key", one) as anna,
-        Running("chat", PLACE, "--name", "Eve", "-i", "lo", "-w", "3", "--key", two) as eve,
+        Running("chat", PLACE, "--name", "Anna", "-i", "lo", "-w", "2", "--key", one) as anna,
+        Running("chat", PLACE, "--name", "Eve", "-i", "lo", "-w", "2", "--key", two) as eve,
     ):
         anna.until_said("you are Anna")
         eve.until_said("you are Eve")
