@@ -852,6 +852,18 @@ def test_bad_arguments_are_refused_before_a_socket_is_opened(
     assert issubclass(error, MulticastError)
 
 
+def test_a_function_gets_each_packet_and_where_it_came_from(poller: Poller, free_port: int) -> None:
+    got: list[tuple[bytes, str]] = []
+
+    def handle(packet: bytes, addr: Address) -> bool:
+        got.append((packet, addr.host))
+        return packet == b"last"
+
+    poller.call_soon(send, ["one", "last", "after"], free_port)
+    assert listen(handle, port=free_port, poller=poller, **ON_LO) is True
+    assert got == [(b"one", "127.0.0.1"), (b"last", "127.0.0.1")]
+
+
 def test_what_is_no_poller_is_refused(free_port: int) -> None:
     before = descriptors()
     with pytest.raises(ArgumentError, match="poller must be a Poller, not 5"):
