@@ -143,11 +143,11 @@ def run_pytest(frame: Path, tests: str, *wrapper: str) -> str:
 
 
 @pytest.mark.needs_namespaces
-def test_what_a_test_leaves_behind_is_named(frame: Path) -> None:
+def test_what_a_test_leaves_behind_or_changed_is_named(frame: Path) -> None:
     output = run_pytest(
         frame,
         """
-        import socket, subprocess, threading
+        import os, resource, signal, socket, subprocess, threading
         import multicast
 
         kept = []
@@ -184,23 +184,6 @@ def test_what_a_test_leaves_behind_is_named(frame: Path) -> None:
         def test_zz_ends_the_child():
             kept[3].kill()
             kept[3].wait()
-        """,
-    )
-    assert "-> /etc/passwd" in output
-    assert "membership of 224.1.2.3 on lo" in output
-    assert "membership of ff02::4242 on lo" in output
-    assert "thread 'idler'" in output
-    assert "child process" in output
-    assert "registration of <" in output
-    assert "8 passed, 6 errors" in output
-
-
-@pytest.mark.needs_namespaces
-def test_what_a_test_leaves_changed_is_named(frame: Path) -> None:
-    output = run_pytest(
-        frame,
-        """
-        import os, resource, signal
 
         def test_umask():
             os.umask(0)
@@ -229,6 +212,12 @@ def test_what_a_test_leaves_changed_is_named(frame: Path) -> None:
             monkeypatch.setenv("LEFT", "restored")
         """,
     )
+    assert "-> /etc/passwd" in output
+    assert "membership of 224.1.2.3 on lo" in output
+    assert "membership of ff02::4242 on lo" in output
+    assert "thread 'idler'" in output
+    assert "child process" in output
+    assert "registration of <" in output
     assert "the umask: " in output
     assert "the working directory: " in output
     assert "the limit RLIMIT_NOFILE: " in output
@@ -236,7 +225,7 @@ def test_what_a_test_leaves_changed_is_named(frame: Path) -> None:
     assert "$LEFT: None before, 'here' now" in output
     assert "$LEFT: 'here' before, None now" in output
     assert "the network namespace: " in output
-    assert "8 passed, 7 errors" in output
+    assert "16 passed, 13 errors" in output
 
 
 @pytest.mark.needs_namespaces
