@@ -33,7 +33,7 @@ def heard(line: str) -> tuple[str, str]:
 
 def test_three_programs_on_one_host_acknowledge_one_message(lab: netns.Lab) -> None:
     programs = [acknowledger(lab.here) for _ in range(3)]
-    done = lab.here.run(command("gather_acknowledgements.py", "Hallo Multicast!", "224.0.1.2", "10000", "3"))
+    done = lab.here.run(command("gather_acknowledgements.py", "Hallo Multicast!", "224.0.1.2", "10000", "1.5"))
     assert (done.returncode, done.stderr) == (0, "")
     *lines, last = done.stdout.splitlines()
     assert [heard(line) for line in lines] == [("'ack'", "127.0.0.1")] * 3
@@ -51,7 +51,7 @@ def test_three_hosts_acknowledge_one_message(group: str, lab: netns.Lab) -> None
     lab.segment(asking, *others)
     for host in others:
         acknowledger(host, group, "5077")
-    done = asking.run(command("gather_acknowledgements.py", "Hello", group, "5077", "3"))
+    done = asking.run(command("gather_acknowledgements.py", "Hello", group, "5077", "1.5"))
     assert (done.returncode, done.stderr) == (0, "")
     *lines, last = done.stdout.splitlines()
     assert sorted(heard(line)[1] for line in lines) == [
