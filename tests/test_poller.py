@@ -641,6 +641,56 @@ def test_an_error_reaches_the_writing_handler_of_an_object_that_watches_for_room
     os.close(pipe.ours)
 
 
+def test_one_poll_goes_on_until_nothing_is_left_and_no_longer(poller: Poller) -> None:
+    class Eager(Connection):
+        def handle_read(self) -> bool:  # type: ignore[override]
+            assert self.socket is not None
+            self.got.append(self.socket.recv(1))
+            return len(self.got) % 3 != 0
+
+    poller.budget = 1000
+    eager = Eager(poller)
+    for text in (b"abc", b"def"):
+        eager.theirs.send(text)
+        poller.poll()
+        assert b"".join(eager.got).endswith(text)
+    eager.close()
+
+
+@pytest.mark.parametrize(
+    "options, timeouts",
+    [
+        ({}, [None] * 3),
+        ({"timeout": 0.5}, [0.5] * 3),
+        ({"busy": True}, [0] * 3),
+        ({"busy": True, "timeout": 7}, [0] * 3),
+    ],
+)
+def test_a_loop_waits_as_long_as_it_is_told(options: dict[str, Any], timeouts: list[float | None]) -> None:
+    asked: list[float | None] = []
+
+    class Counting(Poller):
+        def poll(self, timeout: float | None = 0) -> None:
+            asked.append(timeout)
+            if len(asked) == 3:
+                self.stop()
+
+    with Counting() as poller, Poller() as other:
+        poller.register(other)
+        poller.loop(**options)
+    assert asked == timeouts
+
+
+def test_a_poller_is_polling_while_it_runs_until_something(poller: Poller, pair: Callable[..., Pair]) -> None:
+    seen: list[bool] = []
+    plain = pair(lambda _: seen.append(poller.polling))
+    poller.register(plain)
+    poller.stop()
+    plain.tell()
+    poller.run_until(lambda: seen)
+    assert seen == [True]
+
+
 # -- what handlers raise -------------------------------------------------------------------------------------
 
 
@@ -832,6 +882,49 @@ def test_a_set_made_anew_does_not_watch_the_wrong_file(poller: Poller, pair: Cal
     finally:
         os.close(copy)
         os.close(number)
+
+
+def test_a_set_made_anew_watches_for_what_was_asked(poller: Poller, pair: Callable[..., Pair]) -> None:
+    class Both(Pair):
+        def handle_write(self) -> None:
+            self.got.append(b"write")
+
+    dead, both = pair(), Both()
+    poller.register(dead)
+    poller.register(both, select.EPOLLIN)
+    copy = os.dup(dead.fileno())
+    try:
+        dead.ours.close()
+        poller.unregister(dead)
+        dead.tell()
+        turns(poller, 3)
+        both.tell()
+        turns(poller, 3)
+    finally:
+        os.close(copy)
+    assert both.got == [b"x"]
+    both.close()
+
+
+def test_an_object_that_closes_itself_and_raises_is_registered_no_longer(poller: Poller) -> None:
+    class Broken(Pair):
+        def fileno(self) -> int:
+            if self.ours.fileno() < 0:
+                raise ValueError("closed, as files say it")
+            return self.ours.fileno()
+
+        def handle_read(self) -> None:
+            self.ours.close()
+            raise ZeroDivisionError
+
+    broken = Broken()
+    poller.register(broken)
+    broken.tell()
+    with pytest.raises(ZeroDivisionError):
+        poller.poll()
+    assert list(poller) == []
+    assert not poller.polling
+    broken.close()
 
 
 def test_timers_and_calls_wake_a_set_made_anew(poller: Poller, pair: Callable[..., Pair]) -> None:
