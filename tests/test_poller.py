@@ -41,6 +41,7 @@ from helpers import (
 import multicast
 from multicast import ArgumentError, Dispatcher, Poller, RegistrationError
 from multicast.poller import polling, timers
+from multicast.poller.registration import number_of
 
 # These tests keep to this host, so that they may run where there is no private network namespace.
 pytestmark = pytest.mark.lo_alone
@@ -193,6 +194,54 @@ def test_reading_and_writing_come_in_one_turn(poller: Poller) -> None:
     poller.poll()
     assert both.got == [b"read", b"write", b"again"]
     both.close()
+
+
+def test_an_object_without_handle_read_is_not_woken_by_data(poller: Poller) -> None:
+    class Writer:
+        def __init__(self) -> None:
+            self.ours, self.theirs = socket.socketpair()
+            self.ours.setblocking(False)
+            self.turns = 0
+
+        def fileno(self) -> int:
+            return self.ours.fileno()
+
+        def handle_write(self) -> None:
+            self.turns += 1
+
+    writer = Writer()
+    with writer.ours, writer.theirs:
+        with suppress(BlockingIOError):
+            while True:
+                writer.ours.send(bytes(4096))
+        poller.register(writer)
+        writer.theirs.send(b"x")
+        turns(poller, 3)
+        assert writer.turns == 0
+        assert select.select([poller], [], [], 0) == ([], [], [])
+        poller.unregister(writer)
+
+
+@pytest.mark.parametrize("flags", [-1, 1 << 32, 1 << 33])
+def test_flags_that_are_no_events_are_refused(poller: Poller, pair: Callable[..., Pair], flags: int) -> None:
+    with pytest.raises(ArgumentError, match="must be events of epoll"):
+        poller.register(pair(), flags)
+    assert len(poller) == 0
+
+
+def test_a_number_is_to_be_wrapped_and_anything_else_is_not(poller: Poller) -> None:
+    with pytest.raises(RegistrationError, match=r"^5 has no fileno\(\) method.*; wrap the number in an object with"):
+        poller.register(5)  # type: ignore[arg-type]
+    with pytest.raises(RegistrationError, match=r"so it cannot be registered$"):
+        poller.register(object())  # type: ignore[arg-type]
+
+
+def test_descriptor_0_is_one_like_any_other() -> None:
+    class Zero:
+        def fileno(self) -> int:
+            return 0
+
+    assert number_of(Zero()) == 0
 
 
 def test_urgent_data_is_read(poller: Poller) -> None:
