@@ -155,11 +155,12 @@ def test_what_a_framer_cannot_carry_is_an_argument_error(make: Callable[[], obje
 
 
 @pytest.mark.parametrize(
-    "framer",
-    [Lines(5), Prefixed(limit=5), Prefixed(1, 5), Prefixed(2, 99)],
+    "make",
+    [lambda: Lines(5), lambda: Prefixed(limit=5), lambda: Prefixed(1, 5), lambda: Prefixed(2, 99)],
     ids=["lines", "prefixed", "narrow", "full"],
 )
-def test_a_message_as_long_as_the_limit_is_carried(framer: Lines | Prefixed) -> None:
+def test_a_message_as_long_as_the_limit_is_carried(make: Callable[[], Lines | Prefixed]) -> None:
+    framer = make()
     message = b"x" * framer.limit
     framer.feed(framer.encode(message))
     assert framer.take() == message
