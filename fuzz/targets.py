@@ -215,12 +215,11 @@ class _Told:
     def fileno(self) -> int:
         return 1 << 20  # open nowhere
 
-    def recvmsg_into(self, into: list[memoryview], space: int) -> tuple[Any, ...]:
+    def recvmsg(self, longest: int, space: int) -> tuple[Any, ...]:
         source = self._source
         if not source:
             raise BlockingIOError
-        size = source.number(2) % (len(into[0]) + 1)
-        into[0][:size] = b"x" * size
+        data = b"x" * (source.number(2) % (longest + 1))
         told = []
         for _ in range(source.number() % 6):
             kind = source.number()
@@ -228,7 +227,7 @@ class _Told:
             told.append((level, name, source.take(kind >> 3)))
         flags = socket.MSG_TRUNC if source.number() & 1 else 0
         address = ("10.0.0.1", 5000) if source.number() & 1 else ("fe80::1", 5000, 0, source.number())
-        return size, told, flags, address
+        return data, told, flags, address
 
 
 _KINDS = [

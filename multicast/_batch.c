@@ -461,6 +461,13 @@ typedef struct {
     unsigned char last_raw[RAW];
     /* The address of all packets read last; NULL where they had several. */
     PyObject *origin;
+    /* What was read last: the two lists, what is left of the packets, and that with the addresses. */
+    PyObject *batch;
+    PyObject *left;
+    PyObject *unread;
+    /* Datagrams that were read, and that memory was not enough to make packets of. */
+    Scratch *kept;
+    int unmade;
     /* The destination of the packet before; only with details. */
     PyObject *destination;
     int destination_length;
@@ -472,10 +479,34 @@ typedef struct {
     PyObject_HEAD
     PyObject *socket;
     PyObject *sockaddr;
+    unsigned long long packets;
+    unsigned long long bytes;
     char offload;
     socklen_t length;
     struct sockaddr_in6 raw;
 } Writer;
+
+/* Make of two lists what was read last; -1 with an exception, and nothing changed, where memory is not enough. */
+static int keep(Reader *reader, PyObject *packets, PyObject *addresses)
+{
+    PyObject *batch = PyTuple_Pack(2, packets, addresses), *left = PyObject_GetIter(packets), *unread = NULL;
+    if (left != NULL)
+        unread = PyObject_CallFunctionObjArgs((PyObject *)&PyZip_Type, left, addresses, NULL);
+    int failed = batch == NULL || unread == NULL;
+    if (!failed) {
+        PyObject *before[] = {reader->batch, reader->left, reader->unread};
+        reader->batch = batch;
+        reader->left = left;
+        reader->unread = unread;
+        batch = before[0];
+        left = before[1];
+        unread = before[2];
+    }
+    Py_XDECREF(batch);
+    Py_XDECREF(left);
+    Py_XDECREF(unread);
+    return failed ? -1 : 0;
+}
 
 static int reader_init(PyObject *object, PyObject *args, PyObject *kwargs)
 {
@@ -503,7 +534,11 @@ static int reader_init(PyObject *object, PyObject *args, PyObject *kwargs)
     self->details = (char)details;
     self->offload = (char)offload;
     self->slots = LIMIT;
-    return 0;
+    PyObject *packets = PyList_New(0), *addresses = PyList_New(0);
+    int failed = packets == NULL || addresses == NULL || keep(self, packets, addresses) < 0;
+    Py_XDECREF(packets);
+    Py_XDECREF(addresses);
+    return failed ? -1 : 0;
 }
 
 static void reader_dealloc(PyObject *object)
@@ -515,6 +550,10 @@ static void reader_dealloc(PyObject *object)
     Py_XDECREF(self->interface);
     Py_XDECREF(self->last);
     Py_XDECREF(self->origin);
+    Py_XDECREF(self->batch);
+    Py_XDECREF(self->left);
+    Py_XDECREF(self->unread);
+    free(self->kept);
     Py_XDECREF(self->destination);
     for (int i = 0; i < NAMES; i++)
         Py_XDECREF(self->names[i].text);
@@ -531,6 +570,10 @@ static PyMemberDef reader_members[] = {
     {"details", T_BOOL, offsetof(Reader, details), READONLY, NULL},
     {"offload", T_BOOL, offsetof(Reader, offload), 0, NULL},
     {"origin", T_OBJECT, offsetof(Reader, origin), READONLY, NULL},
+    {"batch", T_OBJECT, offsetof(Reader, batch), 0, NULL},
+    {"left", T_OBJECT, offsetof(Reader, left), 0, NULL},
+    {"unread", T_OBJECT, offsetof(Reader, unread), 0, NULL},
+    {"unmade", T_INT, offsetof(Reader, unmade), READONLY, NULL},
     {"packets", T_ULONGLONG, offsetof(Reader, packets), READONLY, NULL},
     {"bytes", T_ULONGLONG, offsetof(Reader, bytes), READONLY, NULL},
     {"truncated", T_ULONGLONG, offsetof(Reader, truncated), READONLY, NULL},
@@ -617,6 +660,8 @@ static PyMemberDef writer_members[] = {
     {"socket", T_OBJECT, offsetof(Writer, socket), READONLY, NULL},
     {"sockaddr", T_OBJECT, offsetof(Writer, sockaddr), READONLY, NULL},
     {"offload", T_BOOL, offsetof(Writer, offload), 0, NULL},
+    {"packets", T_ULONGLONG, offsetof(Writer, packets), READONLY, NULL},
+    {"bytes", T_ULONGLONG, offsetof(Writer, bytes), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 
@@ -1093,10 +1138,17 @@ static PyObject *receive(PyObject *module, PyObject *const *args, Py_ssize_t nar
     int fd = descriptor(state, reader->socket);
     if (fd == -2)
         return NULL;
+    int control = reader->details || reader->offload;
+    if (reader->kept != NULL) {
+        scratch = reader->kept;
+        got = reader->unmade;
+        reader->kept = NULL;
+        reader->unmade = 0;
+        goto make;
+    }
     scratch = take_scratch(state);
     if (scratch == NULL)
         return NULL;
-    int control = reader->details || reader->offload;
     /* A burst needs room for the longest datagram, or the kernel throws away what does not fit of it. */
     arrange(scratch, reader->offload ? LONGEST : (size_t)reader->mtu, control ? CONTROL : 0);
     for (;;) {
@@ -1117,11 +1169,21 @@ static PyObject *receive(PyObject *module, PyObject *const *args, Py_ssize_t nar
             goto done;
         }
     }
+make:
     for (int i = 0; i < got; i++) /* the kernel does not report more than it wrote; if it did, it is not there */
         if (scratch->heads[i].msg_len > scratch->length)
             scratch->heads[i].msg_len = (unsigned int)scratch->length;
-    if ((control ? gather_told(state, reader, scratch, got, fd, &batch) : gather(state, reader, scratch, got, &batch)) < 0)
-        goto done;
+    if ((control ? gather_told(state, reader, scratch, got, fd, &batch) : gather(state, reader, scratch, got, &batch)) < 0
+        || keep(reader, batch.packets, batch.addresses) < 0) {
+        if (got == 0 || !PyErr_ExceptionMatches(PyExc_MemoryError))
+            goto done;
+        /* It was read, so it stays the reader's: the next call makes packets of it. */
+        Py_XDECREF(batch.packets);
+        Py_XDECREF(batch.addresses);
+        reader->kept = scratch;
+        reader->unmade = got;
+        return NULL;
+    }
     reader->packets += (unsigned long long)PyList_Size(batch.packets);
     reader->bytes += batch.bytes;
     reader->truncated += batch.truncated;
@@ -1129,7 +1191,8 @@ static PyObject *receive(PyObject *module, PyObject *const *args, Py_ssize_t nar
     reader->origin = batch.origin;
     Py_XINCREF(batch.origin);
     Py_XDECREF(before);
-    result = PyTuple_Pack(2, batch.packets, batch.addresses);
+    result = reader->batch;
+    Py_INCREF(result);
 
 done:
     Py_XDECREF(batch.packets);
@@ -1277,6 +1340,9 @@ static PyObject *send_packets(PyObject *module, PyObject *const *args, Py_ssize_
     Py_ssize_t taken = 0;
     for (int i = 0; i < sent; i++)
         taken += outgoing->packets[i];
+    writer->packets += (unsigned long long)taken;
+    for (Py_ssize_t i = 0; i < taken; i++)
+        writer->bytes += outgoing->parts[i].iov_len;
     result = PyLong_FromSsize_t(taken);
 
 done:

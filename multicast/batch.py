@@ -8,10 +8,10 @@ in size, but for the last, which may be shorter. Whoever sends hands the kernel 
 when it leaves the host, or when it comes to a receiver that did not ask for bursts. Whoever receives so reads one
 where it finds one and cuts it here, before anybody sees a packet.
 
-* The datagram is read by recvmsg into a buffer that is used again and again, for recvmsg alone tells whether it was
-  cut (MSG_TRUNC) and where it came in. One bytes object for each packet is all that is made anew.
-* Buffers are taken from a stack and put back, for the system call lets other threads run, pollers of their own among
-  them.
+* A datagram is read by recvmsg, which alone tells whether it was cut (MSG_TRUNC) and where it came in.
+* A signal handler may raise at any line here. So system calls are made in one step with noting what they did, by an
+  `extend` of a list that the reader or the writer keeps: what was read belongs to the reader until all of it is made
+  into packets, and what the kernel took counts as sent, whatever line is interrupted.
 * Addresses are made once and looked up by what the kernel reported. The table is bounded, so that forged sources
   cannot fill the memory.
 * A burst needs a buffer for the longest datagram there is: what does not fit is lost, packets and all.
@@ -26,7 +26,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import islice, repeat
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from .errors import PacketSizeError, PacketTypeError
@@ -136,18 +136,22 @@ class Reader:
 
     __slots__ = (
         "_names",
+        "_raw",
         "_slots",
+        "batch",
         "bytes",
         "details",
         "error",
         "group",
         "interface",
+        "left",
         "mtu",
         "offload",
         "origin",
         "packets",
         "socket",
         "truncated",
+        "unread",
     )
 
     def __init__(
@@ -170,6 +174,11 @@ class Reader:
         self.offload = offload
         #: The address of all packets read last, where they have one and the same.
         self.origin: Address | None = None
+        #: What was read last: packets and addresses, as `receive` returned them.
+        self.batch: tuple[list[bytes], list[Address]] = [], []
+        #: What is left of these packets for a caller that takes them from here, and the same with their addresses.
+        self.left: Iterator[bytes] = iter(self.batch[0])
+        self.unread: Iterator[tuple[bytes, Address]] = zip(self.left, self.batch[1], strict=False)
         #: Packets, bytes and cut packets read so far.
         self.packets = 0
         self.bytes = 0
@@ -177,23 +186,43 @@ class Reader:
         #: An error that came after packets had been read; the next call raises it.
         self.error: OSError | None = None
         self._names: dict[int, tuple[float, str]] = {}
+        self._raw: list[tuple[Any, ...]] = []  # what recvmsg returned, until it is made into packets
         # How many datagrams to read at once; fewer while they come in bursts.
         self._slots = LIMIT
+
+    @property
+    def unmade(self) -> int:
+        """How many datagrams were read and not made into packets, as that was interrupted; the next call does it."""
+        return len(self._raw)
 
 
 class Writer:
     """A sending socket and the address its packets go to, as `send` needs to know them.
 
     With `offload` runs of packets of one size are handed over as bursts; the first that the path refuses switches it
-    off, for good.
+    off, for good. `packets` and `bytes` count what the kernel has taken, from the system call on.
     """
 
-    __slots__ = ("offload", "sockaddr", "socket")
+    __slots__ = ("_bytes", "_packets", "_runs", "_sizes", "offload", "sockaddr", "socket")
 
     def __init__(self, socket: socket.socket, sockaddr: tuple[Any, ...], *, offload: bool = False) -> None:
         self.socket = socket
         self.sockaddr = sockaddr
         self.offload = offload
+        self._packets = self._bytes = 0
+        # How many packets are in each message of the last call, and the bytes of those that the kernel took.
+        self._runs: list[int] = []
+        self._sizes: list[int] = []
+
+    @property
+    def packets(self) -> int:
+        """How many packets the kernel has taken."""
+        return self._packets + sum(self._runs[: len(self._sizes)])
+
+    @property
+    def bytes(self) -> int:
+        """Their payload, in bytes."""
+        return self._bytes + sum(self._sizes)
 
 
 def encode(packet: object, longest: int = 65507, overhead: int = 0) -> bytes:
@@ -232,7 +261,6 @@ def take(packets: Iterator[object], into: list[bytes], count: int, longest: int)
         into.append(packet if type(packet) is bytes and len(packet) <= longest else encode(packet, longest))
 
 
-_buffers: list[bytearray] = []
 _known: dict[Any, Address] = {}
 
 
@@ -242,81 +270,73 @@ def receive(reader: Reader, limit: int = LIMIT) -> tuple[list[bytes], list[Addre
     Both lists are empty when nothing waits. A burst that the kernel joined (UDP_GRO) counts as one datagram and is
     returned as the packets it was made of. An `OSError` is raised only when nothing was read before it.
     """
+    details, offload, mtu = reader.details, reader.offload, reader.mtu
+    raw = reader._raw
+    if not raw:
+        if reader.error is not None:
+            error, reader.error = reader.error, None
+            raise error
+        sizes = repeat(_LONGEST if offload else mtu, min(limit, reader._slots))
+        try:
+            raw.extend(map(reader.socket.recvmsg, sizes, repeat(_DETAILS if details else _GRO if offload else 0)))
+        except BlockingIOError:
+            pass
+        except OSError as problem:
+            if not raw:
+                raise
+            reader.error = problem
     packets: list[bytes] = []
     addresses: list[Address] = []
-    if reader.error is not None:
-        error, reader.error = reader.error, None
-        raise error
-    details, offload, mtu = reader.details, reader.offload, reader.mtu
-    space = _DETAILS if details else _GRO if offload else 0
     known = _known
     group, interface = reader.group, reader.interface
-    total = datagrams = 0
-    try:
-        buffer = _buffers.pop()
-    except IndexError:
-        buffer = bytearray(_LONGEST)
-    try:
-        with memoryview(buffer) as whole, whole[: _LONGEST if offload else mtu] as window:
-            into = [window]
-            read = reader.socket.recvmsg_into
-            for _ in range(min(limit, reader._slots)):
-                try:
-                    size, ancillary, flags, sockaddr = read(into, space)
-                except BlockingIOError:
-                    break
-                except OSError as problem:
-                    if not packets:
-                        raise
-                    reader.error = problem
-                    break
-                datagrams += 1
-                truncated = flags & _TRUNCATED != 0
-                if details:
-                    address = _detailed(reader, sockaddr, ancillary)
-                else:
-                    key = (sockaddr, group, interface)
-                    found = known.get(key)
-                    if found is None:
-                        found = Address(sockaddr, group, interface)
-                        if len(known) >= _ADDRESSES:
-                            known.clear()
-                        known[key] = found
-                    address = found
-                if offload:
-                    segment = _segment(ancillary, size)
-                    if 0 < segment < size:
-                        whole_ones, rest = divmod(size, segment)
-                        # struct makes all the pieces in one call, and keeps what it has compiled.
-                        pieces = list(struct.unpack_from(f"{segment}s" * whole_ones, window))
-                        if rest:
-                            pieces.append(bytes(window[size - rest : size]))
-                        origins = [address] * len(pieces)
-                        if segment > mtu:
-                            origins = [_cut(address) if len(piece) > mtu else address for piece in pieces]
-                            pieces = [piece[:mtu] for piece in pieces]
-                            reader.truncated += sum(origin.truncated for origin in origins)
-                            size = sum(map(len, pieces))
-                        packets += pieces
-                        addresses += origins
-                        total += size
-                        continue
-                    if size > mtu:
-                        size, truncated = mtu, True
-                if truncated:
-                    reader.truncated += 1
-                    address = _cut(address)
-                packets.append(bytes(window[:size]))
-                total += size
-                addresses.append(address)
-    finally:
-        _buffers.append(buffer)
-    reader.packets += len(packets)
-    reader.bytes += total
-    reader.origin = addresses[0] if len(set(map(id, addresses))) == 1 else None
-    if offload and datagrams:
-        # A turn is about LIMIT packets, however many of them come in each datagram.
-        reader._slots = max(1, LIMIT // -(-len(packets) // datagrams))
+    cut = 0
+    for data, ancillary, flags, sockaddr in raw:
+        truncated = flags & _TRUNCATED != 0
+        if details:
+            address = _detailed(reader, sockaddr, ancillary)
+        else:
+            key = (sockaddr, group, interface)
+            found = known.get(key)
+            if found is None:
+                found = Address(sockaddr, group, interface)
+                if len(known) >= _ADDRESSES:
+                    known.clear()
+                known[key] = found
+            address = found
+        if offload:
+            size = len(data)
+            segment = _segment(ancillary, size)
+            if 0 < segment < size:
+                whole_ones, rest = divmod(size, segment)
+                # struct makes all the pieces in one call, and keeps what it has compiled.
+                pieces = list(struct.unpack_from(f"{segment}s" * whole_ones, data))
+                if rest:
+                    pieces.append(data[size - rest :])
+                origins = [address] * len(pieces)
+                if segment > mtu:
+                    origins = [_cut(address) if len(piece) > mtu else address for piece in pieces]
+                    pieces = [piece[:mtu] for piece in pieces]
+                    cut += sum(origin.truncated for origin in origins)
+                packets += pieces
+                addresses += origins
+                continue
+            if size > mtu:
+                data, truncated = data[:mtu], True
+        if truncated:
+            cut += 1
+            address = _cut(address)
+        packets.append(data)
+        addresses.append(address)
+    total = sum(map(len, packets))
+    # A turn is about LIMIT packets, however many of them come in each datagram.
+    slots = max(1, LIMIT // -(-len(packets) // len(raw))) if offload and raw else reader._slots
+    origin = addresses[0] if len(set(map(id, addresses))) == 1 else None
+    left = iter(packets)
+    r, both, pairs = reader, (packets, addresses), zip(left, addresses, strict=False)
+    # One step.
+    r.packets, r.bytes, r.truncated, r.origin, r.batch, r.left, r.unread, r._slots, r._raw = (
+        r.packets + len(packets), r.bytes + total, r.truncated + cut, origin, both, left, pairs, slots, []
+    )  # fmt: skip
     return packets, addresses
 
 
@@ -388,30 +408,35 @@ def send(writer: Writer, packets: list[bytes], start: int = 0) -> int:
     next one fails: call again to learn. An `OSError` (`BlockingIOError` for a full buffer) is raised only when the
     kernel took none.
     """
-    opened = writer.socket
-    sockaddr = writer.sockaddr
-    number = start
+    before, octets = writer.packets, writer.bytes
+    writer._packets, writer._bytes, writer._runs, writer._sizes = before, octets, [], []
+    opened, to = writer.socket, repeat(writer.sockaddr)
     end = min(len(packets), start + LIMIT)
-    try:
+    calls: Iterator[int]
+    if writer.offload:
+        bursts = []
+        number = start
         while number < end:
-            run = _run(packets, number, end) if writer.offload else 1
-            if run == 1:
-                opened.sendto(packets[number], sockaddr)
-            else:
-                burst = packets[number : number + run]
-                segment = _SEGMENT.pack(len(burst[0]))
-                try:
-                    opened.sendmsg(burst, [(socket.IPPROTO_UDP, _UDP_SEGMENT, segment)], 0, sockaddr)
-                except OSError as error:
-                    if error.errno not in _REFUSALS:
-                        raise
-                    writer.offload = False  # for good; the kernel took nothing, so nothing is sent twice
-                    continue
-            number += run
-    except OSError:
-        if number == start:
-            raise
-    return number - start
+            bursts.append(packets[number : number + _run(packets, number, end)])
+            number += len(bursts[-1])
+        told = [
+            [(socket.IPPROTO_UDP, _UDP_SEGMENT, _SEGMENT.pack(len(burst[0])))] if len(burst) > 1 else []
+            for burst in bursts
+        ]
+        writer._runs = [*map(len, bursts)]
+        calls = map(opened.sendmsg, bursts, told, repeat(0), to)
+    else:
+        writer._runs = [1] * (end - start)
+        calls = map(opened.sendto, islice(packets, start, end), to)
+    try:
+        writer._sizes.extend(calls)
+    except OSError as error:
+        if writer.packets == before:
+            if error.errno not in _REFUSALS or writer._runs[0] == 1:
+                raise
+            writer.offload = False  # for good; the kernel took nothing, so nothing is sent twice
+            return send(writer, packets, start)
+    return writer.packets - before
 
 
 def _run(packets: Sequence[bytes], start: int, end: int) -> int:

@@ -8,7 +8,7 @@ import logging
 import socket
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from itertools import compress, islice
 from operator import length_hint
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
@@ -167,11 +167,9 @@ class DatagramListener(Dispatcher):
         self._socket_reader = batch.Reader(
             opened, mtu, group=group, interface=interface, details=details, offload=self._takes_bursts
         )
-        # Read and not delivered yet: a handler raised or is at work, or more came at once than is good for one turn.
-        self._unread_packets: Iterator[tuple[bytes, Address]] | None = None
-        self._batch_read: list[bytes] = []
-        self._packets_left: Iterator[bytes] = iter(self._batch_read)  # what is left of it, to be counted
-        self._passed: tuple[list[bytes], list[Address]] = [], []  # the filter, and wait for the rest of their batch
+        # What the filter said of the first packets of a batch for `handle_packets`, and the batch that was opened.
+        self._verdicts: list[object] = []
+        self._opened_batch: object = None
         self._unread_forgotten = 0  # read, and closed before they were delivered
         self._filter_refused = 0  # by the filter in Python
         self._not_opened = self._seal_bytes = self._truncated_before = 0
@@ -219,122 +217,135 @@ class DatagramListener(Dispatcher):
         """Stand in for `handle_packet` in subclasses that have `handle_packets` alone, for calls by hand."""
         return self.handle_packets([packet], [addr])
 
+    # A signal handler may raise at any line of a turn. What was read belongs to the reader from the system call on, and
+    # leaves it in the line that calls the handler; so what stands in one line there must stay in one.
+
     def handle_read(self) -> bool | None:
         """Receive a batch and deliver it; return whether more packets may be waiting. Called by the poller."""
-        share = self._share
-        unread = self._unread_packets
-        if self._handles_batches:
-            return self._read_batch(share)
-        if unread is not None:
+        reader, share, more = self._socket_reader, self._share, True
+        try:
             # What is left of a batch takes turns with the other objects. The next look at the socket follows it.
-            self._deliver_packets(unread, share)
-            return True
-        reader = self._socket_reader
-        packets, addresses = batch.receive(reader, share)
-        more = len(packets) >= share
-        if self._opener is not None:
-            packets, addresses = self._open_packets(packets, addresses)
-        self._batch_read = packets
-        self._packets_left = left = iter(packets)
-        self._unread_packets = unread = zip(left, addresses, strict=False)  # `_forget_unread` makes one shorter
-        self._deliver_packets(unread, share, reader.origin)
+            if not length_hint(reader.left):
+                more = len(batch.receive(reader, share)[0]) >= share
+            if self._opener is not None and self._opened_batch is not reader.batch:
+                self._open_batch()
+            if self._handles_batches:
+                self._deliver_batch(share)
+            else:
+                self._deliver_packets(share)
+            self._resume()
+        except BaseException:
+            self._resume()
+            raise
         return more
 
-    def _deliver_packets(
-        self, packets: Iterator[tuple[bytes, Address]], share: int, only: Address | None = None
-    ) -> None:
-        """Hand out up to `share` of `packets`, of which `only` is the address of all, where it is given.
+    def _resume(self) -> None:
+        if self.pending:
+            self.poller.revisit(self)
+
+    def _deliver_packets(self, share: int) -> None:
+        """Hand out up to `share` packets of those that were read.
 
         When a millisecond has passed, the rest waits for the next turn, and the share becomes as many packets as a
         millisecond was enough for.
         """
-        # They are taken from `_unread_packets`, so that a handler that polls gets the rest of it before newer ones. A
+        # They are taken from the reader, so that a handler that polls gets the rest of them before newer ones. A
         # handler that closes its listener ends the loop by emptying the list below it (`_forget_unread`); and
         # `statistics` works out what was delivered from what is left there. So nothing but the calls is done for each
         # packet.
-        accept, handle = self._passes_filter, self.handle_packet
-        source: Iterator[Any] = self._packets_left if accept is None and only is not None else packets
-        filtered = delivered = 0
-        waiting = length_hint(self._packets_left)
+        reader, accept, handle = self._socket_reader, self._passes_filter, self.handle_packet
+        close: Callable[[], object] = self.close
+        left, only = reader.left, reader.origin
+        source: Iterator[Any] = left if accept is None and only is not None else reader.unread
+        waiting, delivered = length_hint(left), 0
+        began = monotonic()
+        while delivered < share:
+            some = islice(source, min(self._look, share - delivered))
+            if accept is not None:
+                self._deliver_accepted(some, accept, handle)
+            elif only is not None:
+                for packet in some: handle(packet, only) and close()  # noqa: E701
+            else:
+                for packet, addr in some: handle(packet, addr) and close()  # noqa: E701
+            rest = length_hint(left)
+            delivered = waiting - rest
+            taken = monotonic() - began
+            if taken > _TURN:
+                self._share = max(1, int(delivered * _TURN / taken))
+                self._look = min(self._look, self._share)
+                break
+            if self._look < _MOST_UNTIMED and 4 * taken < _TURN:
+                self._look *= 4
+            if delivered >= share:
+                if share < batch.LIMIT and 4 * taken < _TURN:
+                    self._share = min(batch.LIMIT, 4 * share)
+                break
+            if not rest:
+                break
+        if not length_hint(reader.left):
+            reader.batch[0].clear()  # they need not live until the next ones come
+
+    def _deliver_accepted(
+        self, some: Iterator[tuple[bytes, Address]], accept: filters.Predicate, handle: Callable[..., object]
+    ) -> None:
+        """Hand out those packets that `accept` is true of."""
+        close: Callable[[], object] = self.close
+        packet: Any = None  # else the packet that the filter has not decided on
+        try:
+            for packet, addr in some:
+                if accept(packet, addr):
+                    mine, packet = packet, None; handle(mine, addr) and close()  # noqa: E702
+                else:
+                    self._filter_refused += 1; packet = None  # noqa: E702
+        except BaseException as error:
+            if packet is not None and not isinstance(error, Exception):  # what the filter raises refuses its packet
+                packets, addresses = self._socket_reader.batch
+                place = len(packets) - length_hint(self._socket_reader.left)
+                packets.insert(place, packet)
+                addresses.insert(place, addr)
+            raise
+
+    def _deliver_batch(self, share: int) -> None:
+        """Give what was read and passes the filter to `handle_packets`; see how many a millisecond is enough for."""
+        reader, accept = self._socket_reader, self._passes_filter
+        packets, addresses = reader.batch
+        refused = 0
+        if accept is not None:
+            # A filter that raises has refused its packet; what it said of those before is kept for the next turn.
+            seen = self._verdicts
+            try:
+                seen.extend(map(accept, islice(packets, len(seen), None), islice(addresses, len(seen), None)))
+            except Exception:
+                del packets[len(seen)], addresses[len(seen)]
+                raise
+            passed = list(compress(packets, seen))
+            refused = len(packets) - len(passed)
+            packets, addresses = passed, list(compress(addresses, seen))
+        gone: Any = ([], []), iter(()), [], self._filter_refused + refused
+        if not packets:
+            reader.batch, reader.left, self._verdicts, self._filter_refused = gone
+            return
+        handle = self.handle_packets
+        count = len(packets)
         began = monotonic()
         try:
-            while delivered < share:
-                some = islice(source, min(self._look, share - delivered))
-                if accept is not None:
-                    for packet, addr in some:
-                        if not accept(packet, addr):
-                            filtered += 1
-                        elif handle(packet, addr):
-                            self.close()
-                elif only is not None:
-                    for packet in some:
-                        if handle(packet, only):
-                            self.close()
-                else:
-                    for packet, addr in some:
-                        if handle(packet, addr):
-                            self.close()
-                left = length_hint(self._packets_left)
-                delivered = waiting - left
-                taken = monotonic() - began
-                if taken > _TURN:
-                    self._share = max(1, int(delivered * _TURN / taken))
-                    self._look = min(self._look, self._share)
-                    break
-                if self._look < _MOST_UNTIMED and 4 * taken < _TURN:
-                    self._look *= 4
-                if delivered >= share:
-                    if share < batch.LIMIT and 4 * taken < _TURN:
-                        self._share = min(batch.LIMIT, 4 * share)
-                    break
-                if not left:
-                    break
+            reader.batch, reader.left, self._verdicts, self._filter_refused = gone; done = handle(packets, addresses)  # noqa: E702
+            if done:
+                self.close()
         finally:
-            self._filter_refused += filtered
-            if self.socket is not None and length_hint(self._packets_left):
-                self.poller.revisit(self)
-            else:
-                self._unread_packets = None
-                self._batch_read.clear()  # they need not live until the next ones come
+            taken = monotonic() - began
+            if taken > _TURN:
+                self._share = max(1, int(count * _TURN / taken))
+            elif share < batch.LIMIT and count >= share and 4 * taken < _TURN:
+                self._share = min(batch.LIMIT, 4 * share)
 
-    def _read_batch(self, share: int) -> bool:
-        """Receive a batch for `handle_packets` and deliver it; return whether more packets may be waiting."""
-        more = True
-        if self._unread_packets is None:
-            packets, addresses = batch.receive(self._socket_reader, share)
-            if not packets:
-                return False
-            more = len(packets) >= share
-            if self._opener is not None:
-                packets, addresses = self._open_packets(packets, addresses)
-                if not packets:
-                    return more
-            if self._passes_filter is None:
-                self._hand_over(packets, addresses, share)
-                return more
-            self._batch_read = packets
-            self._packets_left = iter(packets)
-            self._unread_packets = zip(self._packets_left, addresses, strict=False)
-        # A filter that raises leaves what it has not seen for the next turn, and what has passed before it as well.
-        passed, origins = self._passed
-        filtered = 0
-        try:
-            for packet, addr in self._unread_packets:
-                if self._passes_filter(packet, addr):  # type: ignore[misc]
-                    passed.append(packet)
-                    origins.append(addr)
-                else:
-                    filtered += 1
-        except BaseException:
-            self.poller.revisit(self)
-            raise
-        finally:
-            self._filter_refused += filtered
-        self._unread_packets = None
-        self._passed = [], []
-        if passed:
-            self._hand_over(passed, origins, share)
-        return more
+    def _open_batch(self) -> None:
+        """Put what is in the sealed packets in their place."""
+        reader = self._socket_reader
+        packets, addresses = both = self._open_packets(*reader.batch)
+        left = iter(packets)
+        pairs = zip(left, addresses, strict=False)
+        reader.batch, reader.left, reader.unread, self._opened_batch = both, left, pairs, both
 
     def _open_packets(self, packets: list[bytes], addresses: list[Address]) -> tuple[list[bytes], list[Address]]:
         """Return what is in the sealed packets that are accepted, and their addresses."""
@@ -361,25 +372,9 @@ class DatagramListener(Dispatcher):
         opened: list[bytes | None] = self._opener.open_all(packets)
         return opened
 
-    def _hand_over(self, packets: list[bytes], addresses: list[Address], share: int) -> None:
-        """Call `handle_packets`, and see how many packets a millisecond is enough for."""
-        count = len(packets)
-        began = monotonic()
-        try:
-            if self.handle_packets(packets, addresses):
-                self.close()
-        finally:
-            taken = monotonic() - began
-            if taken > _TURN:
-                self._share = max(1, int(count * _TURN / taken))
-            elif share < batch.LIMIT and count >= share and 4 * taken < _TURN:
-                self._share = min(batch.LIMIT, 4 * share)
-
     def _forget_unread(self) -> None:
         """Deliver nothing of what was read before."""
-        self._unread_forgotten += self._waiting
-        self._batch_read.clear()
-        self._passed = [], []
+        self._unread_forgotten += self._waiting; self._socket_reader.batch[0].clear()  # noqa: E702
 
     def close(self) -> None:
         """Leave the groups, unregister, and close the socket; nothing is delivered from then on. Idempotent."""
@@ -396,7 +391,7 @@ class DatagramListener(Dispatcher):
     @property
     def pending(self) -> bool:
         """Whether packets were read from the socket that are not delivered yet."""
-        return self._unread_packets is not None
+        return bool(self._waiting or self._socket_reader.unmade)
 
     @property
     def rcvbuf(self) -> int:
@@ -427,7 +422,7 @@ class DatagramListener(Dispatcher):
     @property
     def _waiting(self) -> int:
         """How many packets were read and not delivered yet."""
-        return length_hint(self._packets_left) + len(self._passed[0])
+        return length_hint(self._socket_reader.left)
 
     @property
     def _kernel_refuses(self) -> bool:

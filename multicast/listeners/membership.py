@@ -292,8 +292,8 @@ class MulticastListener(DatagramListener):
         """Read from this socket from now on, and from the interfaces that are joined now."""
         old = self._socket_reader
         packets, octets, truncated = self._read_before
-        self._read_before = (packets + old.packets, octets + old.bytes, truncated + old.truncated)
-        self._socket_reader = batch.Reader(
+        before = (packets + old.packets, octets + old.bytes, truncated + old.truncated)
+        reader = batch.Reader(
             opened,
             old.mtu,
             group=old.group,
@@ -301,6 +301,8 @@ class MulticastListener(DatagramListener):
             details=old.details,
             offload=old.offload,
         )
+        reader.batch, reader.left, reader.unread = old.batch, old.left, old.unread
+        self._read_before, self._socket_reader = before, reader
 
     def _wanted_interfaces(self, present: Sequence[Interface]) -> list[Interface]:
         """Return which of the interfaces `present` this listener is to be joined on."""

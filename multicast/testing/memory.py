@@ -251,7 +251,8 @@ class Reader:
         self.interface = interface
         self.details = details
         self.origin: Address | None = None
-        self.packets = self.bytes = self.truncated = 0
+        self.packets = self.bytes = self.truncated = self.unmade = 0
+        self._keep([], [])
         self.error: OSError | None = None
         self.__dict__.update(others)
 
@@ -271,7 +272,13 @@ class Reader:
             else:
                 addresses.append(Address(datagram.source, self.group, self.interface, None, None, truncated))
         self.packets += len(packets)
+        self._keep(packets, addresses)
         return packets, addresses
+
+    def _keep(self, packets: list[bytes], addresses: list[Address]) -> None:
+        self.batch = packets, addresses
+        self.left = iter(packets)
+        self.unread = zip(self.left, addresses, strict=False)
 
 
 class Writer:
@@ -280,6 +287,7 @@ class Writer:
     def __init__(self, socket: Socket, sockaddr: tuple[Any, ...], **others: Any) -> None:
         self.socket = socket
         self.sockaddr = sockaddr
+        self.packets = self.bytes = 0
         self.__dict__.update(others)
 
     def send(self, packets: Sequence[bytes], start: int = 0) -> int:
@@ -287,6 +295,8 @@ class Writer:
         some = packets[start : start + batch.LIMIT]
         for packet in some:
             self.socket.sendto(packet, self.sockaddr)
+            self.packets += 1
+            self.bytes += len(packet)
         return len(some)
 
 
