@@ -580,7 +580,7 @@ class Replayer(Multicaster):
             self._iterable_ended = True
             self._iterable_failure = error
         if writer is not None:
-            self._socket_writer = writer
+            self._use(writer)
         return False
 
     def _approach(self, due: float) -> float:

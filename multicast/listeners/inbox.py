@@ -174,12 +174,12 @@ class Inbox(MulticastListener):
                 if not self.closed and self not in self.poller:
                     raise RegistrationError(f"{self!r} is not registered with a poller, so nothing comes; register it")
                 raise StopIteration
-        packet, self.addr = self._inbox_waiting.popleft()
         if self._inbox_full and self in self.poller:
-            self._inbox_full = False
             self.poller.modify(self, 0)
             if self.pending:
                 self.poller.revisit(self)
+            self._inbox_full = False
+        packet, self.addr = self._inbox_waiting.popleft()
         if self._inbox_limit is not None:
             self._inbox_limit -= 1
         return packet

@@ -97,12 +97,15 @@ class Dispatcher(Member, metaclass=_RegisterWhenBuilt):
             if self._pid == os.getpid():
                 # In a forked child the socket is the parent's too: what is left or removed there, the parent loses.
                 self._leave(socket)
-        finally:
+            self.poller.unregister(self)
+            self.socket = None; socket.close()  # noqa: E702 -- whatever line a signal handler interrupts
+        except BaseException:
             try:
                 self.poller.unregister(self)
             finally:
                 self.socket = None
                 socket.close()
+            raise
 
     def _leave(self, socket: _socket.socket) -> None:
         """Undo what the kernel would otherwise keep until the last copy of the socket is closed."""

@@ -187,9 +187,11 @@ class Poller:
             return
         interest = interest_of(fd, flags)
         if interest != registration.flags and self._epoll is not None:
+            before, registration.flags = registration.flags, 0  # not known while a signal handler may raise in between
             try:
                 self._epoll.modify(registration.fd, interest)
             except OSError as error:
+                registration.flags = before
                 raise advise(error, "register") from None
             registration.flags = interest
 
@@ -301,7 +303,8 @@ class Poller:
                 return False
             (self._epoll or self._open()).register(alarm.fd, alarm.EVENTS)
             self._alarm = alarm
-        if alarm.deadline is None or alarm.deadline > deadline:
+        # One that has passed may have rung in a poll that was interrupted before it knew.
+        if alarm.deadline is None or not deadline - left < alarm.deadline <= deadline:
             alarm.deadline = deadline
             alarm.set(left if left < _FAR else _FAR)
         return True
@@ -337,6 +340,9 @@ class Poller:
                 if self._serve(ready):
                     self._go_on(ready, count)
             except BaseException:
+                for registration in [*self._table.values()]:
+                    if registration.ours:
+                        registration.target._resume()
                 if self._stale:
                     try:
                         self._rebuild()
@@ -475,11 +481,11 @@ class Poller:
 
     def _run_due(self) -> set[Registration]:
         """Run the calls and timers that are due, then revisit the objects that asked for it; return these."""
-        # Each entry leaves its queue just before it runs: when one raises, the rest is still there for the next poll.
+        # Each entry leaves its queue in the line that runs it: when one raises, or a signal handler, the rest is still
+        # there for the next poll.
         if self._calls:
             for _ in range(len(self._calls)):
-                callback, args = self._calls.popleft()
-                callback(*args)
+                callback, args = self._calls[0]; del self._calls[0]; callback(*args)  # noqa: E702
         if self._timers:
             self._timers.run(self._clock())
         visited = set()
@@ -508,6 +514,8 @@ class Poller:
     def _failed(self, registration: Registration, error: Exception) -> None:
         """Give what a handler raised to the object, or raise it."""
         self._check_closed(registration)
+        if registration.ours:
+            registration.target._resume()
         report(registration.target, error)
 
     def _check_closed(self, registration: Registration) -> None:

@@ -38,6 +38,9 @@ class Member:
     def _detached(self, poller: Poller) -> None:
         """Called when `poller` has unregistered this object."""
 
+    def _resume(self) -> None:
+        """Called when an exception has left a turn: see to it that the next poll goes on with what was interrupted."""
+
     def _abandon(self) -> None:
         """Called in a forked child, whose copies of the parent's descriptors are to be closed and nothing more."""
 

@@ -18,6 +18,7 @@ import select
 import time
 from abc import abstractmethod
 from collections.abc import Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from multicast import batch
@@ -132,6 +133,7 @@ class Multicaster(Dispatcher):
         )
         super().__init__(opened, poller)
         self._socket_writer = batch.Writer(opened, sockaddr, offload=offload and takes_bursts())
+        self._counted = (0, 0)  # packets and bytes of this writer that are counted below
         self._encode = batch.encode if seal is None else seal.sealer().encode
         # A device that is made anew has another index; it comes back under its name.
         name = resolve(interface).name if isinstance(interface, (int, Interface)) else interface
@@ -141,6 +143,7 @@ class Multicaster(Dispatcher):
         #: The error of a network that is gone, while the packet is kept and tried again; None while packets are taken.
         self.outage: OSError | None = None
         self._packet_iterator: Iterator[Any] | None = None
+        self._drawn: object = None  # taken from the iterable, and not among the next yet
         self._taken_packets: list[bytes] = []  # taken from the iterable, due, and not sent yet
         self._iterable_ended = False
         self._iterable_failure: Exception | None = None
@@ -169,10 +172,15 @@ class Multicaster(Dispatcher):
         """Return what was counted so far."""
         return SenderStatistics(self._packets_sent, self._bytes_sent, self._packets_refused, self._times_full)
 
+    # A signal handler may raise at any line of a turn. A packet is the sender's in the step that takes it from the
+    # iterable, and the call that gives it to the kernel counts it; so what stands in one line here stays in one line.
+    # When an exception has left the poller, `_resume` sees to the rest.
+
     def handle_write(self) -> None:
         """Send what is due; called by the poller."""
         if self._taking:  # its iterable polls, and has the next packet when it has what it waits for
-            self._muted = self._watch(False)
+            self._muted = True
+            self._watch(False)
         elif self.poller.time() < self._rest_until:
             # Nothing is due. It is an error waiting at the socket that brought us here, or another poller.
             batch.drain_errors(self._socket_writer.socket)
@@ -187,14 +195,13 @@ class Multicaster(Dispatcher):
             self._look_for_route()
         idle = False
         if not self._taken_packets and not self._iterable_ended:
-            self._taking = True
             try:
+                self._taking = True
                 idle = self._take_due()
-            finally:
-                self._taking = False
-                if self._muted:
-                    self._muted = False
-                    self._watch(True)
+                self._end_taking()
+            except BaseException:
+                self._end_taking()
+                raise
         if self._taken_packets and not self.closed and not self._send_taken():
             return
         if self._iterable_ended:
@@ -206,6 +213,12 @@ class Multicaster(Dispatcher):
         elif self._is_paced or idle:
             pause = self.poller.time() + self._NOTHING if idle else -math.inf
             self._rest_till(max(self._next_due, pause))
+
+    def _end_taking(self) -> None:
+        self._taking = False
+        if self._muted:
+            self._watch(True)
+            self._muted = False
 
     @property
     def _is_paced(self) -> bool:
@@ -222,36 +235,39 @@ class Multicaster(Dispatcher):
         try:
             if self._packet_iterator is None:
                 self._packet_iterator = self._iterate_packets()
-            encode, longest = self._encode, self.group.longest
+            if paced and self._next_due > horizon:
+                return False
+            encode, longest, taken = self._encode, self.group.longest, self._taken_packets
+            source = self._packet_iterator if self._drawn is None else chain((self._drawn,), self._packet_iterator)
+            due = self._next_due
             began = time.perf_counter()
-            while len(self._taken_packets) < self._batch_size and not (paced and self._next_due > horizon):
-                packet = next(self._packet_iterator)
-                if packet is None:
+            for self._drawn in source:
+                if self._drawn is None:
                     if paced:
                         self._next_due = max(self._next_due, now)  # having nothing to send is no delay to catch up with
                     return True
-                data = encode(packet, longest)
-                self._taken_packets.append(data)
+                data = encode(self._drawn, longest)
                 if paced:
-                    self._next_due += self.interval + (8 * len(data) / self.rate if self.rate else 0)
+                    due += self.interval + (8 * len(data) / self.rate if self.rate else 0)
+                taken.append(data); self._drawn, self._next_due = None, due  # noqa: E702
                 if time.perf_counter() - began > SLOW:
                     self._batch_size = 1
                     break
+                if len(taken) >= self._batch_size or (paced and due > horizon):
+                    self._batch_size = min(2 * self._batch_size, batch.LIMIT)
+                    break
             else:
-                self._batch_size = min(2 * self._batch_size, batch.LIMIT)
-        except StopIteration:
-            self._iterable_ended = True
+                self._iterable_ended = True
         except Exception as error:
             # What was taken before is sent first; then the sender ends with this.
-            self._iterable_ended = True
-            self._iterable_failure = error
+            self._iterable_ended, self._iterable_failure = True, error
         return False
 
     def _send_taken(self) -> bool:
         """Send what was taken; return whether all of it went."""
         taken = self._taken_packets
         try:
-            count = self._hand_over(taken)
+            self._hand_over(taken)
         except BlockingIOError:
             return False
         except OSError as error:
@@ -261,14 +277,27 @@ class Multicaster(Dispatcher):
                 return False
             if error.errno in _TRANSIENT:
                 return self._wait_for_network(error)
-            del taken[0]
-            self._packets_refused += 1
+            del taken[0]; self._packets_refused += 1  # noqa: E702
             raise not_sent(error, self.group.address) from None
         self.outage = None
-        self._packets_sent += count
-        self._bytes_sent += sum(map(len, taken[:count]))
-        del taken[:count]
+        self._count_sent()
         return not taken
+
+    def _count_sent(self) -> None:
+        """Take off what the kernel has taken, and count it."""
+        writer, taken, (packets, octets) = self._socket_writer, self._taken_packets, self._counted
+        now = writer.packets, writer.bytes
+        new, more = now[0] - packets, now[1] - octets
+        del taken[:new]; self._counted = now; self._packets_sent += new; self._bytes_sent += more  # noqa: E702
+
+    def _use(self, writer: batch.Writer) -> None:
+        """Send by `writer` from now on, once what was sent by another is counted."""
+        self._socket_writer, self._counted = writer, (writer.packets, writer.bytes)
+
+    def _resume(self) -> None:
+        self._count_sent()
+        if self._rest_timer is None or not self._rest_timer.active:
+            self._watch(True)
 
     def _hand_over(self, taken: list[bytes]) -> int:
         """Send packets; return how many the kernel took."""
@@ -289,7 +318,7 @@ class Multicaster(Dispatcher):
     def _renew_writer(self) -> None:
         """Have packets leave as the interfaces and routes are now."""
         before = self._socket_writer
-        self._socket_writer = batch.Writer(before.socket, self._choose_again(), offload=before.offload)
+        self._use(batch.Writer(before.socket, self._choose_again(), offload=before.offload))
 
     def _look_for_route(self) -> None:
         """Leave ``lo``, which stood in for a route, when there is one."""
@@ -322,10 +351,11 @@ class Multicaster(Dispatcher):
 
     def _end_of_rest(self) -> None:
         """Go on after a rest. The socket is writable as a rule, so it is tried before it is watched for that."""
-        self._rest_timer = None
+        self._end_rest_timer()
         try:
             self._send_due()
         except Exception as error:
+            self._resume()
             report(self, error)
         finally:
             if self._rest_timer is None:
