@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import re
 import resource
 import signal
 import socket
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -61,6 +63,22 @@ def settle(poller: multicast.Poller, done: Callable[[], object]) -> None:
     finally:
         timer.cancel()
     assert not late, f"waited {PATIENCE} s in vain"
+
+
+def batch_with(c_form: Any) -> Any:
+    """Load `multicast.batch` a second time, as if its C form were this one, or with None not built."""
+    spec = importlib.util.find_spec("multicast.batch")
+    assert spec is not None
+    assert spec.origin is not None
+    own = importlib.util.spec_from_file_location("multicast.batch_in_python", spec.origin)
+    assert own is not None
+    assert own.loader is not None
+    module = importlib.util.module_from_spec(own)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "multicast._batch", c_form)
+        own.loader.exec_module(module)
+    assert module.ENGINE == "python"
+    return module
 
 
 def turns(poller: multicast.Poller, count: int = 10) -> None:

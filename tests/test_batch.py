@@ -5,7 +5,6 @@ from __future__ import annotations
 import array
 import copy
 import errno
-import importlib.util
 import os
 import pickle
 import select
@@ -31,30 +30,14 @@ from multicast.sockets import Group, open_receiver, open_sender, receiving, take
 pytestmark = pytest.mark.lo_alone
 
 
-def _loaded_with(c_form: Any) -> Any:
-    """Load the module a second time, as if its C form were this one, or with None not built."""
-    spec = importlib.util.find_spec("multicast.batch")
-    assert spec is not None
-    assert spec.origin is not None
-    own = importlib.util.spec_from_file_location("multicast.batch_in_python", spec.origin)
-    assert own is not None
-    assert own.loader is not None
-    module = importlib.util.module_from_spec(own)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "multicast._batch", c_form)
-        own.loader.exec_module(module)
-    assert module.ENGINE == "python"
-    return module
-
-
 def test_a_c_form_of_another_version_is_not_used() -> None:
     other = types.ModuleType("multicast._batch")
-    _loaded_with(other)
+    helpers.batch_with(other)
     other.FORM = multicast.batch.FORM + 1  # type: ignore[attr-defined]
-    _loaded_with(other)
+    helpers.batch_with(other)
 
 
-IN_PYTHON = _loaded_with(None)
+IN_PYTHON = helpers.batch_with(None)
 FORMS = [
     pytest.param(IN_PYTHON, id="python"),
     pytest.param(

@@ -323,7 +323,7 @@ class Poller:
         `Dispatcher` are called once in each `poll`.
 
         What a handler raises is given to the object's `handle_error`, or leaves `poll` if it has none. Nothing is lost
-        by that: the next `poll` goes on where this one ended.
+        by that, nor by what a signal handler raises at any line: the next `poll` goes on where this one ended.
         """
         if timeout and not 0 < timeout <= _FAR:
             if not timeout > _FAR:

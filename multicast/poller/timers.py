@@ -20,13 +20,14 @@ _ITIMERSPEC = struct.Struct("@4l")
 class Timer:
     """A call that waits for its time; made by `Poller.call_later`."""
 
-    __slots__ = ("_args", "_callback", "when")
+    __slots__ = ("_args", "_callback", "_kept", "when")
 
     def __init__(self, when: float, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
         #: When the call is due, in seconds of the poller's clock.
         self.when = when
         self._callback: Callable[..., object] | None = callback
         self._args = args
+        self._kept = False  # until the call has returned, so that one that was interrupted is made again
 
     @property
     def active(self) -> bool:
@@ -60,7 +61,7 @@ class Repeater:
         self._args = args
         self._began = poller.time()
         self._number = 1
-        self._timer = poller.call_at(self._began + interval, self._run)
+        self._timer = self._set(1)
 
     @property
     def when(self) -> float:
@@ -76,13 +77,19 @@ class Repeater:
         """Make no more calls. Harmless when it was cancelled before."""
         self._timer.cancel()
 
-    def _run(self) -> None:
+    def _set(self, number: int) -> Timer:
+        timer = self._poller.call_at(self._began + number * self.interval, self._run, number)
+        timer._kept = True
+        return timer
+
+    def _run(self, number: int) -> None:
+        if number != self._number:  # made before, and interrupted then
+            return
         passed = int((self._poller.time() - self._began) / self.interval)
-        self.missed += max(0, passed - self._number)
-        self._number = max(passed, self._number) + 1
+        missed, following = self.missed + max(0, passed - number), max(passed, number) + 1
         # First the next one: it comes although the callback raises, and the callback may cancel it.
-        self._timer = self._poller.call_at(self._began + self._number * self.interval, self._run)
-        self._callback(*self._args)
+        timer, call, args = self._set(following), self._callback, self._args
+        self.missed, self._number, self._timer = missed, following, timer; call(*args)  # noqa: E702 -- as in Schedule.run
 
 
 class Schedule(list[tuple[float, int, Timer]]):
@@ -119,6 +126,10 @@ class Schedule(list[tuple[float, int, Timer]]):
             callback, args = timer._callback, timer._args
             if callback is None:
                 heapq.heappop(self)
+                continue
+            if timer._kept:
+                callback(*args)
+                timer.cancel()
                 continue
             timer._callback, timer._args = None, (); callback(*args)  # noqa: E702 -- see above
 
