@@ -233,7 +233,8 @@ class DatagramListener(Dispatcher):
                 self._deliver_batch(share)
             else:
                 self._deliver_packets(share)
-            self._resume()
+            if length_hint(self._socket_reader.left):
+                self.poller.revisit(self)
         except BaseException:
             self._resume()
             raise
@@ -259,44 +260,35 @@ class DatagramListener(Dispatcher):
         source: Iterator[Any] = left if accept is None and only is not None else reader.unread
         waiting, delivered = length_hint(left), 0
         began = monotonic()
-        while delivered < share:
-            some = islice(source, min(self._look, share - delivered))
-            if accept is not None:
-                self._deliver_accepted(some, accept, handle)
-            elif only is not None:
-                for packet in some: handle(packet, only) and close()  # noqa: E701
-            else:
-                for packet, addr in some: handle(packet, addr) and close()  # noqa: E701
-            rest = length_hint(left)
-            delivered = waiting - rest
-            taken = monotonic() - began
-            if taken > _TURN:
-                self._share = max(1, int(delivered * _TURN / taken))
-                self._look = min(self._look, self._share)
-                break
-            if self._look < _MOST_UNTIMED and 4 * taken < _TURN:
-                self._look *= 4
-            if delivered >= share:
-                if share < batch.LIMIT and 4 * taken < _TURN:
-                    self._share = min(batch.LIMIT, 4 * share)
-                break
-            if not rest:
-                break
-        if not length_hint(reader.left):
-            reader.batch[0].clear()  # they need not live until the next ones come
-
-    def _deliver_accepted(
-        self, some: Iterator[tuple[bytes, Address]], accept: filters.Predicate, handle: Callable[..., object]
-    ) -> None:
-        """Hand out those packets that `accept` is true of."""
-        close: Callable[[], object] = self.close
-        packet: Any = None  # else the packet that the filter has not decided on
+        packet: Any = None  # else the one that the filter has not decided on
         try:
-            for packet, addr in some:
-                if accept(packet, addr):
-                    mine, packet = packet, None; handle(mine, addr) and close()  # noqa: E702
+            while delivered < share:
+                some = islice(source, min(self._look, share - delivered))
+                if accept is not None:
+                    for packet, addr in some:
+                        if accept(packet, addr):
+                            mine, packet = packet, None; handle(mine, addr) and close()  # noqa: E702
+                        else:
+                            self._filter_refused += 1; packet = None  # noqa: E702
+                elif only is not None:
+                    for mine in some: handle(mine, only) and close()  # noqa: E701
                 else:
-                    self._filter_refused += 1; packet = None  # noqa: E702
+                    for mine, addr in some: handle(mine, addr) and close()  # noqa: E701
+                rest = length_hint(left)
+                delivered = waiting - rest
+                taken = monotonic() - began
+                if taken > _TURN:
+                    self._share = max(1, int(delivered * _TURN / taken))
+                    self._look = min(self._look, self._share)
+                    break
+                if self._look < _MOST_UNTIMED and 4 * taken < _TURN:
+                    self._look *= 4
+                if delivered >= share:
+                    if share < batch.LIMIT and 4 * taken < _TURN:
+                        self._share = min(batch.LIMIT, 4 * share)
+                    break
+                if not rest:
+                    break
         except BaseException as error:
             if packet is not None and not isinstance(error, Exception):  # what the filter raises refuses its packet
                 packets, addresses = self._socket_reader.batch
@@ -304,6 +296,8 @@ class DatagramListener(Dispatcher):
                 packets.insert(place, packet)
                 addresses.insert(place, addr)
             raise
+        if not length_hint(reader.left):
+            reader.batch[0].clear()  # they need not live until the next ones come
 
     def _deliver_batch(self, share: int) -> None:
         """Give what was read and passes the filter to `handle_packets`; see how many a millisecond is enough for."""
@@ -325,6 +319,7 @@ class DatagramListener(Dispatcher):
         if not packets:
             reader.batch, reader.left, self._verdicts, self._filter_refused = gone
             return
+        reader.unread = iter(())  # not used here, and it would keep the packets until the next come
         handle = self.handle_packets
         count = len(packets)
         began = monotonic()
