@@ -10,6 +10,7 @@ import socket
 import struct
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -19,7 +20,9 @@ from helpers import PATIENCE, Clock, Keeper, Script, turns
 
 import multicast
 from multicast import Address, MulticastListener, Poller
+from multicast.discovery import Requester
 from multicast.sockets import DEFAULT_IP
+from multicast.streams import Lines, Prefixed, Stream
 
 pytestmark = pytest.mark.lo_alone
 
@@ -351,3 +354,118 @@ def test_a_poller_that_was_interrupted_rings_for_its_next_timer() -> None:
         return where
 
     assert each_place(trial) > 30
+
+
+# -- requests and streams ------------------------------------------------------------------------------------
+
+
+class Asker(Requester):
+    """A requester that keeps its replies."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.got: list[bytes] = []
+        self.ends = 0
+        super().__init__(*args, **options)
+
+    def handle_reply(self, packet: bytes, addr: Address) -> object:
+        self.got.append(packet)
+        return False
+
+    def handle_timeout(self) -> None:
+        self.ends += 1
+
+
+def test_a_request_ends_once_and_loses_no_reply_but_the_one_that_is_looked_at(free_port: int) -> None:
+    def trial(place: int) -> str:
+        clock = Clock()
+
+        def some_turns() -> None:
+            poller.poll()
+            clock.advance(1.1)
+            turns(poller, 2)
+
+        with Poller(clock=clock) as poller, socket.socket(type=socket.SOCK_DGRAM) as responder:
+            responder.bind(("127.0.0.1", 0))
+            asker = Asker("anybody?", port=free_port, ttl=0, interface="lo", timeout=1, poller=poller)
+            for packet in PACKETS[:3]:
+                responder.sendto(packet, ("127.0.0.1", asker.address[1]))
+            where = interrupted(place, some_turns)
+            for _ in range(3):
+                turns(poller, 2)
+                clock.advance(1.1)
+            assert asker.closed, where
+            assert asker.ends == 1, where
+            if asker.got != PACKETS[:3]:
+                # Its own handler had the reply in its hands: it finds out what it answers before it hands it on.
+                assert len(asker.got) == 2, where
+                assert where.startswith(("discovery/", "poller/polling.py")), where
+        return where
+
+    assert each_place(trial) > 100
+
+
+class Talk(Stream):
+    """A stream that keeps what it hears."""
+
+    framing = Lines
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.got: list[object] = []
+        super().__init__(*args, **options)
+
+    def handle_message(self, message: bytes) -> None:
+        self.got.append(message)
+
+    def handle_end(self) -> None:
+        self.got.append("end")
+
+    def handle_close(self, error: Exception | None) -> None:
+        self.got.append(error)
+
+
+@contextmanager
+def connection() -> Iterator[tuple[socket.socket, socket.socket]]:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as one,
+        server.accept()[0] as other,
+    ):
+        yield one, other
+
+
+@pytest.mark.parametrize("framing, begin", [(Lines, b"a\r\nb\nc"), (Prefixed, b"1       a1       b1       c")])
+def test_every_message_of_a_stream_is_delivered_once(framing: Any, begin: bytes) -> None:
+    def trial(place: int) -> str:
+        with Poller() as poller, connection() as (one, other):
+            stream = Talk(other, framing(), poller=poller)
+            turns(poller, 2)
+            one.sendall(begin)
+            one.shutdown(socket.SHUT_WR)
+            where = interrupted(place, lambda: turns(poller, 3))
+            turns(poller, 3)
+            assert stream.got == [b"a", b"b", b"c", "end"], where
+            stream.finish()
+            turns(poller, 3)
+            assert stream.got[4:] == [None], where
+        return where
+
+    assert each_place(trial) > 50
+
+
+def test_every_byte_of_a_stream_is_sent_once_and_its_end_too() -> None:
+    lines = [b"a" * 500, b"b" * 3000]
+
+    def trial(place: int) -> str:
+        with Poller() as poller, connection() as (one, other):
+            stream = Talk(other, poller=poller, high_water=1000)
+            for line in lines:  # kept, as it is not connected yet
+                stream.write(line)
+            stream.finish()
+            where = interrupted(place, lambda: turns(poller, 2))
+            one.shutdown(socket.SHUT_WR)
+            turns(poller, 5)
+            assert b"".join(iter(lambda: one.recv(10000), b"")) == b"".join(line + b"\n" for line in lines), where
+            assert stream.got == ["end", None], where
+        return where
+
+    assert each_place(trial) > 50

@@ -218,7 +218,7 @@ class Requester(DatagramListener):
 
     def handle_read(self) -> bool | None:
         """Receive a batch of replies and deliver it; return whether more may be waiting. Called by the poller."""
-        if self._batches_left is None:
+        if self._batches_left is None or self._batches_left < 0:
             return super().handle_read()
         self._read_what_came_in_time(self._batches_left - 1)
         return False
@@ -251,10 +251,18 @@ class Requester(DatagramListener):
             self.poller.revisit(self)
             return
         try:
-            self.handle_timeout()
+            self._batches_left = -1; self.handle_timeout()  # noqa: E702 -- one step, or it may be called twice
         finally:
-            if self._exchange.asked == asked:
+            if self._batches_left == -1:
                 self.close()
+
+    def _resume(self) -> None:
+        super()._resume()
+        timer, left = self._timeout_timer, self._batches_left
+        if left is not None and left < 0:  # `handle_timeout` was called, and has sent no other request
+            self.close()
+        elif left is not None or (self.timeout is not None and timer is not None and not timer.active):
+            self._time_is_over()
 
     def handle_packet(self, packet: bytes, addr: Address) -> object:
         """Find out what `packet` answers and hand it on; called for each packet that arrives."""

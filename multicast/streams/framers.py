@@ -11,7 +11,8 @@ from multicast.errors import ArgumentError, FrameError, check_number
 class Framer(Protocol):
     """What a stream asks of a framer: bytes in, messages out, and no I/O.
 
-    A framer belongs to one stream, for it keeps the bytes of the message that is not complete yet.
+    A framer belongs to one stream, for it keeps the bytes of the message that is not complete yet. A signal handler may
+    raise at any line; the framers here give up the bytes of a message in the line that returns it.
     """
 
     def feed(self, data: bytes) -> None:
@@ -42,8 +43,7 @@ class Raw:
 
     def take(self) -> bytes | None:
         """Return what has come since the last call, None when that is nothing."""
-        data, self._data = self._data, b""
-        return data or None
+        data, self._data = self._data, b""; return data or None  # noqa: E702
 
     def end(self) -> None:
         """There is never anything left."""
@@ -86,15 +86,12 @@ class Lines:
         if end < 0:
             self._searched = length
             return None
-        self._searched = 0
-        line = bytes(data[:end])
-        del data[: end + 1]
-        return line.removesuffix(b"\r")
+        line = bytes(data[:end]).removesuffix(b"\r")
+        self._searched = 0; del data[: end + 1]; return line  # noqa: E702
 
     def end(self) -> bytes | None:
         """Return the last line if it has no line feed."""
-        line, self._data, self._searched = bytes(self._data), bytearray(), 0
-        return line or None
+        line, self._data, self._searched = bytes(self._data), bytearray(), 0; return line or None  # noqa: E702
 
     def encode(self, message: bytes) -> bytes:
         """Return the line. Raises `ArgumentError` for a message that is not one line, or is too long."""
@@ -147,14 +144,11 @@ class Prefixed:
             length = int(match[1])
             if length > self.limit:
                 raise FrameError(f"a message of {length} bytes is announced; {self.limit} are allowed")
-            self._length = length
-            del data[: self.width]
+            self._length = length; del data[: self.width]  # noqa: E702
         if len(data) < self._length:
             return None
         message = bytes(data[: self._length])
-        del data[: self._length]
-        self._length = -1
-        return message
+        del data[: self._length]; self._length = -1; return message  # noqa: E702
 
     def end(self) -> None:
         """Raise `FrameError` when a message has begun and is not complete."""

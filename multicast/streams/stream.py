@@ -49,6 +49,7 @@ class Stream(Dispatcher):
     error: Exception | None = None
 
     _stream_timer: Timer | None = None
+    _stream_told = False  # handle_close was called
     _stream_alive = False  # the constructor is done: handlers may be called
     _stream_dialled = False  # made by connect()
     _stream_opening = True  # the connection does not stand yet, or handle_connected is still to be called
@@ -78,6 +79,11 @@ class Stream(Dispatcher):
         self._stream_paused = False
         # While a turn of reading is on, what it causes to be written is kept, and sent in one go at its end.
         self._stream_corked = False
+        # A signal handler may raise at any line. What was read, the message to be delivered next and how much was sent
+        # are here from the step that gives them on; so what stands in one line below stays in one line.
+        self._stream_read: list[bytes] = []
+        self._stream_message: bytes | None = None
+        self._stream_sent: list[int] = []
         self._stream_pending = False  # the framer may have messages that were not delivered
         self._stream_incoming = _OPEN  # the peer's direction
         # Our own: finish() was called; and the end was sent, or nothing can be sent any more.
@@ -175,7 +181,7 @@ class Stream(Dispatcher):
     @property
     def pending(self) -> bool:
         """Whether bytes were read from the socket that are not delivered yet."""
-        return self._stream_pending
+        return bool(self._stream_pending or self._stream_read)
 
     def close(self) -> None:
         """Close the connection now. What was written and not sent is dropped; see `finish`. Idempotent."""
@@ -230,13 +236,32 @@ class Stream(Dispatcher):
         if self.socket is None:
             return
         self.error = error
-        super().close()
+        try:
+            super().close()
+            self._stream_tell_end()
+        except BaseException:
+            if self.socket is None and not self._stream_told:
+                self.poller.call_soon(self._stream_tell_end)
+            raise
+
+    def _stream_tell_end(self) -> None:
         if not self._stream_alive:
             return  # its constructor failed
         self._stream_out.clear()
         if self._stream_forget is not None:
             self._stream_forget(self)
-        self.handle_close(error)
+        self._stream_told = True; self.handle_close(self.error)  # noqa: E702
+
+    def _resume(self) -> None:
+        if self.socket is None:
+            return
+        self._stream_corked = False
+        self._flags = -1  # what the poller was told is not known
+        self._stream_watch()
+        if self._stream_finishing:
+            self.poller.call_soon(self._stream_end_if_sent)
+        if self.pending and not self._stream_held:
+            self.poller.revisit(self)
 
     def _stream_watch(self) -> None:
         """Tell the poller what we wait for, and see that the peer takes what is kept for it in time."""
@@ -305,25 +330,25 @@ class Stream(Dispatcher):
         more = False
         if socket is None or self._stream_opening:
             return False
-        if self._stream_held or (self._stream_incoming != _OPEN and not self._stream_pending):
+        if self._stream_held or (self._stream_incoming != _OPEN and not self.pending):
             # Nothing is read now: a fault brings us here, or somebody else's call.
             fault = _error_of(socket)
             if fault is not None:
                 self._stream_break(fault)
             return False
         if not self._stream_pending:
+            read = self._stream_read
             try:
-                data = socket.recv(_READ_AT_ONCE)
+                read.extend(map(socket.recv, () if read else (_READ_AT_ONCE,)))
             except BlockingIOError:
                 return False
             except OSError as error:
                 self._stream_shut(self._stream_failure or self._stream_explained(error))
                 return False
-            more = len(data) == _READ_AT_ONCE
-            self.framer.feed(data)
-            if not data:
+            more = len(read[0]) == _READ_AT_ONCE
+            if not read[0]:
                 self._stream_incoming = _ENDED
-            self._stream_pending = True
+            self.framer.feed(read[0]); self._stream_pending = True; read.clear()  # noqa: E702
         self._stream_corked = True
         try:
             self._stream_deliver()
@@ -340,32 +365,32 @@ class Stream(Dispatcher):
     def _stream_deliver(self) -> None:
         while True:
             try:
-                message = self.framer.take()
-                if message is None and self._stream_incoming == _ENDED:
-                    if self._stream_failure is None:
-                        message = self.framer.end()
-                    self._stream_incoming = _EMPTIED
+                if self._stream_message is None:
+                    self._stream_message = self.framer.take()
+                if self._stream_message is None and self._stream_incoming == _ENDED:
+                    end = self.framer.end if self._stream_failure is None else None
+                    self._stream_message = end and end(); self._stream_incoming = _EMPTIED  # noqa: E702
             except FrameError as error:
                 self._stream_shut(self._stream_failure or error)
                 return
+            message = self._stream_message
             if message is None:
                 break
             self._stream_heard = self.poller.time()
-            self.handle_message(message)
+            self._stream_message = None; self.handle_message(message)  # noqa: E702
             if self.socket is None:
                 return
             if self._stream_above:
                 self._stream_flush()  # that may be all it takes
             if self._stream_held:
                 return
-        self._stream_pending = False
         if self._stream_incoming == _OPEN:
+            self._stream_pending = False
             return
         if self._stream_failure is not None:
             self._stream_shut(self._stream_failure)
         elif self._stream_incoming != _TOLD:
-            self._stream_incoming = _TOLD
-            self.handle_end()
+            self._stream_pending = False; self._stream_incoming = _TOLD; self.handle_end()  # noqa: E702
 
     # Writing.
 
@@ -394,18 +419,19 @@ class Stream(Dispatcher):
 
     def _stream_flush(self) -> None:
         """Send some of what is kept; calls no handler."""
-        out, socket = self._stream_out, self.socket
+        out, sent, socket = self._stream_out, self._stream_sent, self.socket
+        del out[: sum(sent)]; sent.clear()  # noqa: E702 -- of a call that was interrupted
         if not out or socket is None:
             return
         try:
             with memoryview(out) as whole, whole[:_WRITE_AT_ONCE] as part:
-                sent = socket.send(part)
+                sent.extend(map(socket.send, (part,)))
         except BlockingIOError:
             return
         except OSError as error:
             self._stream_break(error)
             return
-        del out[:sent]
+        del out[: sum(sent)]; sent.clear()  # noqa: E702
         self._stream_progress = self.poller.time()
 
     def _stream_stop_sending(self, error: Exception) -> None:
@@ -434,11 +460,11 @@ class Stream(Dispatcher):
         if not self._stream_finishing or self._stream_out or self._stream_opening or self.socket is None:
             return
         if not self._stream_finished:
-            self._stream_finished = True
             try:
                 self.socket.shutdown(_socket.SHUT_WR)
             except OSError:
                 pass  # it is gone anyway, and reading will say why
+            self._stream_finished = True
         if self._stream_incoming == _TOLD:
             self._stream_shut(self._stream_failure)
 
