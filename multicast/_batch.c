@@ -46,7 +46,7 @@
 #endif
 
 enum {
-    FORM = 2,            /* raised, here and in batch.py, whenever what one asks of the other changes */
+    FORM = 3,            /* raised, here and in batch.py, whenever what one asks of the other changes */
     LIMIT = 64,          /* datagrams in one system call */
     LONGEST = 65535,     /* bytes of the longest datagram, and of the longest burst that the kernel joins */
     SEGMENTS = 64,       /* datagrams in one burst sent: older kernels take no more (UDP_MAX_SEGMENTS) */

@@ -43,7 +43,7 @@ ENGINE = "python"
 LIMIT = 64
 
 # The C form and this file belong together. Raised whenever what one asks of the other changes.
-FORM = 2
+FORM = 3
 _LONGEST = 65535
 _ADDRESSES = 4096
 # A name is looked up again after so many seconds: an index is never given twice, but a name may change.
