@@ -22,6 +22,7 @@ import uvloop
 
 import multicast
 from multicast import Address, MulticastListener, Poller, aio
+from multicast.aio._asking import ResponderOptions
 from multicast.discovery import Responder
 from multicast.sockets import Group
 
@@ -1181,7 +1182,7 @@ def test_a_type_checker_knows_all_keywords_of_a_responder() -> None:
     """They stand in `multicast.aio` a second time, as types; this is that none is forgotten or stays behind."""
     takes = {name for cls in (Responder, MulticastListener) for name in inspect.signature(cls).parameters}
     own = {"ip", "port", "mtu", "sources", "exclude"}  # in the signature itself
-    assert set(aio._ResponderOptions.__annotations__) == takes - own - {"options", "details", "poller"}
+    assert set(ResponderOptions.__annotations__) == takes - own - {"options", "details", "poller"}
 
 
 def test_a_type_checker_knows_the_protocol_and_the_parts_of_a_transport(run_asyncio: Run, free_port: int) -> None:

@@ -9,7 +9,7 @@ from multicast.batch import Address
 from multicast.errors import MessagesLost
 from multicast.feeds import Subscriber, SubscriberStatistics
 
-from . import _Awaited
+from ._driving import Awaited
 
 __all__ = ["Messages"]
 
@@ -46,7 +46,7 @@ class Messages:
         self.number: int | None = None
         self.addr: Address | None = None
         self._entered = False
-        self._awaited = _Awaited("message", "a subscriber")
+        self._awaited = Awaited("message", "a subscriber")
         try:
             self._subscriber = _Keeping(lines, poller=self._awaited.poller, **options)
         except BaseException:

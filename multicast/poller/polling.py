@@ -1,4 +1,10 @@
-"""`Poller`: one epoll set, the objects it drives, and the loop."""
+"""`Poller`: one epoll set, the objects it drives, and the loop.
+
+The table of registrations and the loop stand in one class. A handler may register, modify and unregister any object,
+itself included, while the loop is in the middle of its round; so each change of the table is a change of what the loop
+does next, and both work on the same fields. What is known of one object is in `registration`, and which calls are due
+in `timers`; neither knows epoll.
+"""
 
 from __future__ import annotations
 
