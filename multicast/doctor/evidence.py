@@ -150,12 +150,16 @@ class Evidence:
 
     @property
     def on_wire(self) -> list[Seen]:
-        """What came in on the wire just as asked."""
+        """What came in on the wire just as asked.
+
+        What comes in by a port of a bridge or a bond is seen there and at the master; it is counted at the master.
+        """
         return [
             seen
             for seen in self.wire or ()
             if not seen.outgoing
             and (seen.group, seen.port) == (self.group.address, self.group.port)
+            and seen.interface not in self.masters
             and (not self.asked or seen.interface in self.asked)
             and (not self.group.sources or seen.source in self.group.sources)
         ]
@@ -170,23 +174,33 @@ class Evidence:
         """What is missing of each source of which fewer packets were delivered than were on the wire.
 
         A few more on the wire than delivered are those between two looks that are meant to be at the same time. Where a
-        buffer of this host has overflowed, packets are missing for that.
+        buffer of this host has overflowed, packets are missing for that. What this host sends itself is delivered by
+        the interface it leaves by, wherever else it comes in again.
         """
         if not self.delivered or self.counters.get("Udp:RcvbufErrors"):
             return []
         got: dict[str, int] = {}
+        by: dict[tuple[str, str], int] = {}
         for one in self.arrived:
             got[one.source] = got.get(one.source, 0) + one.packets
+            by[one.interface, one.source] = by.get((one.interface, one.source), 0) + one.packets
         came: dict[str, list[Seen]] = {}
         for one in self.on_wire:
-            came.setdefault(one.source, []).append(one)
+            if one.source not in self.own:
+                came.setdefault(one.source, []).append(one)
         found = []
         for source, seen in came.items():
             count = sum(one.packets for one in seen)
             lost = count - got.get(source, 0)
             if lost > max(_BETWEEN_LOOKS, count // 5) and not any(one.fragmented for one in seen):
-                found.append(replace(seen[0], packets=lost))
+                worst = max(seen, key=lambda one: one.packets - by.get((one.interface, one.source), 0))
+                found.append(replace(worst, packets=lost))
         return found
+
+    @property
+    def lost(self) -> list[Seen]:
+        """What came in on the wire just as asked and was not delivered: all of it, or what each source lacks."""
+        return self.undelivered or self.short
 
     @property
     def missing(self) -> bool:
@@ -410,7 +424,7 @@ def gather(
         if inode not in apart and holder.port == group.port and holder.address in own
     ]
     names = kernel.programs([*(one.inode for one, _ in relevant), *(one.inode for one in strange), *quiet])
-    known = _sources(group, ears, wire)
+    known = _sources(group, ears, wire, filters)
     links = kernel.run("ip", "-details", "-json", "link", "show")
     engine_used, reason = kernel.engine()
     return Evidence(
@@ -521,11 +535,12 @@ def _sent_and_unheard(counted: Mapping[str, int], wire: Wire | None, group: Grou
     return bool(counted.get("Udp:OutDatagrams") and counted.get("Ip:OutMcastPkts"))
 
 
-def _sources(group: Group, ears: _Ears, wire: Wire | None) -> list[str]:
+def _sources(group: Group, ears: _Ears, wire: Wire | None, filters: Iterable[SourceFilter]) -> list[str]:
     """Return the addresses from where packets came or should come."""
+    wanted = [one.source for one in filters if one.group == group.address and one.included]
     seen = [*ears.narrow.seen(), *ears.broad.seen(), *(wire.seen() if wire is not None else ())]
     heard = [one.source for one in seen if one.group == group.address and not one.outgoing]
-    return list(dict.fromkeys([*group.sources, *heard]))[:64]
+    return list(dict.fromkeys([*group.sources, *wanted, *heard]))[:64]
 
 
 def reason(error: OSError) -> str:

@@ -304,8 +304,9 @@ MESSAGES: dict[str, Message] = {
         ("multicast listen {listened} -i {named}",),
     ),
     "joined-for-others": Message(
-        "The packets come from {arriving}, and {group} is joined for {source} only; the port is used by {program}.",
-        ("multicast listen {found}",),
+        "{group} is joined for {source} only, from where nothing was delivered in {seconds} s; packets from {arriving}"
+        " were. The port is used by {program}.",
+        ("multicast listen {found}", "sudo multicast doctor {target} --from {wanted}"),
     ),
     "source-blocked": Message(
         "The packets come from {arriving}, which all that have joined {group} refuse; the port is used by {program}.",

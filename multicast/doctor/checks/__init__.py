@@ -64,5 +64,6 @@ def judge(e: Evidence) -> tuple[Finding, ...]:
         found["route"] = replace(found["route"], status="warn")
     explained = next((found[name] for name in CHECKS if name in found and found[name].status == "fail"), None)
     found["arrival"] = wire.check_arrival(e, explained)
-    found["delivery"] = sockets.check_delivery(e, explained is not None or found["arrival"].status == "fail")
+    arrival = found["arrival"] if found["arrival"].status == "fail" else None
+    found["delivery"] = sockets.check_delivery(e, explained or arrival)
     return tuple(found[name] for name in CHECKS)

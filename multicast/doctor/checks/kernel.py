@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 from multicast.doctor.evidence import Evidence
 from multicast.doctor.firewall import Rule, blocking, excludes
 from multicast.doctor.messages import Finding, Status
@@ -70,7 +72,7 @@ def check_reverse_path(e: Evidence) -> Finding:
     def effective(interface: str) -> int:
         return max(every, e.sysctl.get(f"{prefix}{interface}.rp_filter", 0))
 
-    counted = e.counters.get("TcpExt:IPReversePathFilter", 0)
+    counted = e.counters.get(_BY_REVERSE_PATH, 0)
     considered = e.asked or tuple(one.name for one in e.outer)
     on = {one: effective(one) for one in considered if effective(one)}
     values = [f"{one}={e.sysctl.get(f'{prefix}{one}.rp_filter', 0)}" for one in ("all", *considered[:6])]
@@ -78,33 +80,55 @@ def check_reverse_path(e: Evidence) -> Finding:
     seen = f"IPReversePathFilter +{counted} in {lasted(e)} s; rp_filter {settings}"
     if not on:
         return ok(name, f"off ({settings})")
-    status: Status = "fail" if e.missing else "warn"
-    pairs = [(one.source, one.interface) for one in e.undelivered if one.interface in on]
-    pairs += [(source, interface) for source in e.group.sources for interface in on]
-    for source, interface in pairs:
+    # With slashes, as the name of an interface may contain a dot (sysctl(8)).
+    path = "net/ipv4/conf/{}/rp_filter={}"
+    for source, interface, lost in _perhaps_discarded(e, on):
         back = e.back.get(source)
         strict = on[interface] == 1
+        if back is not None and (not strict or back.interface == interface):
+            continue
         # The higher counts: a loose filter takes one of them, none takes both. Loose is enough where there is a route.
         off = [one for one in ("all", interface) if e.sysctl.get(f"{prefix}{one}.rp_filter")]
-        # With slashes, as the name of an interface may contain a dot (sysctl(8)).
-        path = "net/ipv4/conf/{}/rp_filter={}"
         loose = path.format(interface, 2)
         settings = " ".join(path.format(one, 0) for one in off) if back is None or not strict else loose
         words = {**about(e), "source": source, "interface": interface, "settings": settings}
-        if back is not None and (not strict or back.interface == interface):
-            continue
-        if not counted:
-            if e.asked and not e.delivered:
-                return finding(name, "warn", "would-be-filtered", seen, **words)
-            continue
-        if e.delivered:
-            break
         route = "no route" if back is None else f"the route is by {back.interface}"
-        code = "strict-reverse-path" if strict else "loose-reverse-path"
-        return finding(name, status, code, f"{seen}; back to {source} {route}", **words)
+        # On the wire they were seen, and it counted enough. Without the wire they would be among the counted.
+        if lost and 2 * counted >= lost:
+            code = "strict-reverse-path" if strict else "loose-reverse-path"
+            return finding(name, "fail", code, f"{seen}; back to {source} {route}", **words)
+        if lost is None:
+            sole_way = bool(e.asked) or len(considered) == 1
+            status: Status = "fail" if counted and sole_way and e.wire is None else "warn"
+            return finding(name, status, "would-be-filtered", f"{seen}; back to {source} {route}", **words)
     if counted and not e.delivered:
         return finding(name, blame(e, counted), "reverse-path", seen, **about(e))
     return ok(name, seen)
+
+
+def _perhaps_discarded(e: Evidence, filtering: Iterable[str]) -> Iterator[tuple[str, str, int | None]]:
+    """Yield sources and interfaces whose packets a reverse path filter may discard, and how many of them are missing.
+
+    That is None for packets that should come and were not seen: of the sources that were asked for, or that a program
+    has joined for, and of which nothing was delivered.
+    """
+    for one in e.lost:
+        if one.interface in filtering:
+            yield one.source, one.interface, one.packets
+    if e.deaf:
+        return
+    came = {one.source for one in (*e.anywhere, *e.arrived, *(e.wire or ()))}
+    programs = [
+        (one.source, one.interface) for one in e.filters if one.group == e.group.address and one.included
+    ]
+    for interface in filtering:
+        asked = [(source, interface) for source in e.group.sources if e.asked or e.counters.get(_BY_REVERSE_PATH)]
+        for source, place in [*asked, *programs]:
+            if place == interface and source not in came:
+                yield source, interface, None
+
+
+_BY_REVERSE_PATH = "TcpExt:IPReversePathFilter"
 
 
 def check_firewall(e: Evidence) -> Finding:
@@ -171,7 +195,7 @@ def _lost_in_kernel(e: Evidence) -> int:
     count = e.counters.get
     reassembled = count("Ip:ReasmReqds", 0) - count("Ip:ReasmOKs", 0)
     missing = count("Ip:InReceives", 0) - count("Ip:InDelivers", 0) - count("Ip:ForwDatagrams", 0) - reassembled
-    missing -= count("TcpExt:IPReversePathFilter", 0)
+    missing -= count(_BY_REVERSE_PATH, 0)
     dealt_with = ("InDatagrams", "IgnoredMulti", "RcvbufErrors", "InCsumErrors")
     undelivered = count("Ip:InMcastPkts", 0) - sum(count(f"Udp:{name}", 0) for name in dealt_with)
     return max(0, min(missing, undelivered) - count("Ip:OutMcastPkts", 0) - IGMP_ALLOWANCE)

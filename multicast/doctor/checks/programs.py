@@ -30,6 +30,8 @@ def check_program(e: Evidence) -> Finding:
     name, group = "program", e.group.address
     mine = [one for one in e.joined if one.group == group]
     came = e.anywhere or e.arrived
+    # What other checks tell of reaches this host as well.
+    reached = [*came, *e.on_wire]
     if came and e.strangers and not e.holders:
         own = listed(unique(f"{one.address}:{one.port}" for one in e.strangers))
         seen = f"{packets(amount(came))} came here, none for {own}"
@@ -70,7 +72,7 @@ def check_program(e: Evidence) -> Finding:
     for membership in mine:
         rows = [one for one in e.filters if (one.interface, one.group) == (membership.interface, group)]
         wanted = [one.source for one in rows if one.included]
-        sources = unique(one.source for one in came if one.interface == membership.interface)
+        sources = unique(one.source for one in reached if one.interface == membership.interface)
         if not sources:
             continue
         words |= {"arriving": or_others(sources), "found": target(group, e.group.port, sources=sources[:1])}
@@ -78,7 +80,7 @@ def check_program(e: Evidence) -> Finding:
         # As many sockets ask for one and the same source as have joined at all: nobody takes the others.
         if wanted and max(one.included for one in rows) >= membership.users and not set(sources) & set(wanted):
             return finding(name, "fail", "joined-for-others", f"{seen}; joined for {listed(wanted[:4])}",
-                           **{**words, "source": listed(wanted)})
+                           **{**words, "source": listed(wanted), "wanted": wanted[0]})
         if {one.source for one in rows if one.excluded >= membership.users}.issuperset(sources):
             return finding(name, "fail", "source-blocked", f"{seen}; refused by all that have joined", **words)
     return ok(name, f"{words['program']}; joined on {listed(places)}")

@@ -101,30 +101,40 @@ def check_loopback(e: Evidence) -> Finding:
 
 def _partly(e: Evidence) -> Finding:
     """Return why a part of what is on the wire is not delivered."""
-    senders = unique(one.source for one in e.short)
+    blocked = [(one, blocking(e.rules or (), packet_facts(e, one))) for one in e.short]
+    first = next((found for _, found in blocked if found is not None), None)
+    short = [one for one, found in blocked if first is None or (found is not None and found[0] == first[0])]
+    senders = unique(one.source for one in short)
     came = amount(one for one in e.on_wire if one.source in senders)
-    lost = amount(e.short)
+    lost = amount(short)
     words = {**about(e), "senders": or_others(senders), "lost": lost, "came": came}
     seen = f"{packets(came)} of {listed(senders[:4])} on the wire in {lasted(e)} s, {came - lost} delivered"
-    rule, _ = blocking(e.rules or (), packet_facts(e, e.short[0])) or (None, False)
-    if rule is None:
+    if first is None:
         return finding("delivery", "fail", "partly-delivered", seen, **words)
+    rule, _ = first
     words |= {"rule": rule.name, "allow": rule.allowing(e.group.address, e.group.port)}
     return finding("delivery", "fail", "partly-firewall", f"{seen}; the rule's counter +{rule.grew}", **words)
 
 
-def check_delivery(e: Evidence, explained: bool) -> Finding:
+# The checks that tell why packets that reach this host are not delivered.
+_TELL_WHY = frozenset({"fragments", "checksum", "rp_filter", "firewall", "route", "source"})
+
+
+def check_delivery(e: Evidence, explained: Finding | None) -> Finding:
     """Does what reaches the host reach a socket?"""
     lost = e.undelivered
-    if lost and not e.refused and not e.anywhere:
+    told = explained is not None and (not e.delivered or explained.check in _TELL_WHY)
+    if lost and not e.refused:
         text = f"{packets(amount(lost))} on the wire of {listed(unique(one.interface for one in lost))}, 0 delivered"
-        if explained:
+        if told:
             return Finding("delivery", "warn", cause=text)
         return finding("delivery", "fail", "not-delivered", text, **about(e))
     if e.refused:
         return skip("delivery", "the group could not be joined")
     if e.wire is None and not e.delivered:
         return skip("delivery", "whether anything reaches this host, only the wire tells, which needs root")
+    if e.short and told:
+        return Finding("delivery", "warn", cause=f"{packets(amount(e.short))} on the wire are missing")
     if e.short:
         return _partly(e)
     return ok("delivery", f"{packets(e.delivered)} delivered" if e.delivered else "nothing came to be delivered")

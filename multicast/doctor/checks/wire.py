@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from multicast.doctor.evidence import Evidence
 from multicast.doctor.messages import Finding
 
@@ -34,12 +36,16 @@ def check_arrival(e: Evidence, explained: Finding | None) -> Finding:
         whence = ", ".join(sources[:4]) + more
         text = f"{packets(e.delivered)} in {seconds} s on {listed(places)} from {whence}, ttl {ttls}"
         return ok(name, text)
-    if e.anywhere:
-        return _arrives_otherwise(e)
+    # Those asked for come as well, if they are not delivered: what else comes is no reason.
     if e.undelivered:
         total = amount(e.undelivered)
         senders = unique(one.source for one in e.undelivered)
         return ok(name, f"{packets(total)} on the wire in {seconds} s from {listed(senders[:4])}")
+    if e.anywhere:
+        otherwise = _arrives_otherwise(e)
+        if explained is not None and explained.check == "rp_filter":
+            return replace(otherwise, status="warn")
+        return otherwise
     if e.deaf and e.on_wire:
         return ok(name, f"{packets(amount(e.on_wire))} on the wire in {seconds} s")
     if e.deaf or ("" in e.refused and not e.wire):
