@@ -74,6 +74,7 @@ CASES: dict[str, tuple[str, Evidence]] = {
     "route-elsewhere": (
         "fail", replace(SILENT, present=(LO, ETH0, ETH1._replace(running=False)), route=Route("eth1", None))
     ),
+    "no-group-route": ("fail", replace(SILENT, group=Group("ff15::1", 5000), unrouted=("eth0",))),
     "other-interface": ("fail", replace(SILENT, asked=("eth1",), present=(LO, ETH0, ETH1), anywhere=(HEARD,))),
     "other-source": ("fail", replace(SILENT, group=only("10.0.0.9"), anywhere=(HEARD,))),
     "other-interface-sent": (
@@ -94,6 +95,24 @@ CASES: dict[str, tuple[str, Evidence]] = {
     "nothing-unseen": ("fail", replace(SILENT, wire=None, container=True)),
     "no-querier": ("fail", replace(SILENT, asked=("eth0",), bridges=(Bridge("br0", False, ("eth0",), ("eth0",)),))),
     "ttl-zero": ("warn", replace(HEALTHY, anywhere=(replace(HEARD, ttl=0),))),
+    "other-mac": ("fail", replace(SILENT, wire=(replace(HEARD, astray="mac"),))),
+    "vlan-tag": ("fail", replace(SILENT, wire=(replace(HEARD, astray="vlan 42"),))),
+    "bad-length": ("fail", replace(SILENT, wire=(replace(HEARD, astray="length"),))),
+    "duplicate-address": ("fail", replace(SILENT, wire=(replace(HEARD, source="10.0.0.7"),))),
+    "own-source": (
+        "fail",
+        replace(
+            SILENT,
+            asked=("eth1",),
+            present=(LO, ETH0, ETH1),
+            anywhere=(replace(HEARD, source="10.0.0.7"),),
+            wire=(
+                replace(HEARD, source="10.0.0.7", outgoing=True),
+                replace(HEARD, interface="eth1", source="10.0.0.7"),
+            ),
+        ),
+    ),
+    "martian-source": ("fail", replace(SILENT, wire=(replace(HEARD, source="127.0.1.1"),))),
     "fragments-lost": (
         "fail",
         replace(
@@ -240,6 +259,7 @@ CASES: dict[str, tuple[str, Evidence]] = {
             joined=(Membership("eth0", "239.1.1.1", 1),),
         ),
     ),
+    "refused-here": ("fail", replace(DROPPED, refused_here=7)),
     "ipsec": (
         "fail",
         replace(

@@ -732,6 +732,87 @@ def test_checksums_that_are_wrong(scene: Scene) -> None:
     assert "InCsumErrors +" in found.seen
 
 
+def frames(
+    host: netns.Host, *, mac: str = "01005e010101", tag: str = "", source: str = "10.99.0.1", length: int | None = None
+) -> Callable[[], None]:
+    """What sends five packets for the group in Ethernet frames made by hand."""
+    payload = b"x" * 20
+    udp = struct.pack("!HHHH", 4000, PORT, 8 + len(payload) if length is None else length, 0) + payload
+    addresses = socket.inet_aton(source) + socket.inet_aton(GROUP)
+    header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), 1, 0, 1, 17, 0) + addresses
+    total = sum(struct.unpack("!10H", header))
+    checksum = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+    packet = header[:10] + struct.pack("!H", checksum) + header[12:] + udp
+    with host.inside():
+        opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+        opened.bind(("va", 0))
+
+    def send() -> None:
+        with opened:
+            frame = bytes.fromhex(f"{mac} 020000000001 {tag} 0800") + packet
+            for _ in range(5):
+                opened.send(frame)
+
+    return send
+
+
+@pytest.mark.parametrize("made, code, says", [
+    ({"mac": "020000000099"}, "other-mac", "they should go to 01:00:5e:01:01:01"),
+    ({"tag": "8100 002a"}, "vlan-tag", "the tag of VLAN 42"),
+    ({"length": 4000}, "bad-length", "a length of UDP that does not fit"),
+    ({"source": "10.99.0.2"}, "duplicate-address", "10.99.0.2, which is also an address of this host"),
+    ({"source": "127.0.1.1"}, "martian-source", "127.0.1.1, which is no address"),
+    ({"source": "0.0.0.0"}, "martian-source", "0.0.0.0, which is no address"),  # noqa: S104 -- nothing is bound
+    ({"source": "239.1.1.1"}, "martian-source", "239.1.1.1, which is no address"),
+])
+def test_packets_that_the_kernel_does_not_take(
+    scene: Scene, made: dict[str, Any], code: str, says: str
+) -> None:
+    alice, bob = scene.lab.pair()
+    found = fault(scene.look(bob, TARGET, frames(alice, **made)))
+    assert found.code == (code if scene.root else "nothing-unseen")
+    assert says in found.cause or not scene.root
+
+
+@pytest.mark.parametrize("made", [{}, {"tag": "8100 e000"}], ids=["plain", "a priority"])
+def test_no_alarm_for_frames_that_the_kernel_takes(scene: Scene, made: dict[str, Any]) -> None:
+    alice, bob = scene.lab.pair()
+    no_alarm(scene.look(bob, TARGET, frames(alice, **made)))
+
+
+def test_two_interfaces_of_one_host_on_one_wire(scene: Scene) -> None:
+    host = scene.lab.host("host")
+    host.ip("link add v1 type veth peer name v2", "address add 10.99.0.1/24 dev v1", "address add 10.99.1.1/24 dev v2",
+            "link set v1 up", "link set v2 up")
+    send = scene.sender(host, interface="v1")
+    found = fault(scene.look(host, TARGET, send, interface="v2"))
+    assert found.code == ("own-source" if scene.root else "other-interface-sent")
+    if scene.root:
+        assert host.run(found.fixes[0].removeprefix("sudo ").split()).returncode == 0
+        assert scene.look(host, TARGET, send, interface="v2").packets == 5
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_ipv6_without_a_route_for_groups(scene: Scene, named: bool) -> None:
+    alice, bob = scene.lab.pair()
+    target = f"[ff15::1]:{PORT}"
+    send = scene.sender(alice, target, interface="va")
+    bob.ip("-6 route del multicast ff00::/8 dev vb table local")
+    interface = "vb" if named else None
+    found = fault(scene.look(bob, target, send, interface=interface))
+    assert found.code == "no-group-route"
+    assert bob.run(found.fixes[0].removeprefix("sudo ").split()).returncode == 0
+    no_alarm(scene.look(bob, target, send, interface=interface))
+
+
+def test_a_policy_of_ipsec_that_refuses_all(scene: Scene) -> None:
+    alice, bob = scene.lab.pair()
+    bob.ip("xfrm policy add dir in src 0.0.0.0/0 dst 239.0.0.0/8 action block")
+    found = fault(scene.look(bob, TARGET, scene.sender(alice)))
+    assert found.code == "ipsec"
+    assert "XfrmInPolBlock" in found.seen
+
+
 def test_what_went_wrong_before_the_look_is_no_alarm(scene: Scene) -> None:
     alice, bob = scene.lab.pair()
     bob.sysctl("ipv4.conf.vb.rp_filter", 1)

@@ -183,9 +183,9 @@ class Tap:
     def __init__(self, packets: list[bytes]) -> None:
         self._left = iter(packets)
 
-    def recvfrom(self, size: int) -> tuple[bytes, tuple[str, int, int]]:
+    def recvmsg(self, size: int, extra: int) -> tuple[bytes, list[tuple[int, int, bytes]], int, tuple[str, int, int]]:
         try:
-            return next(self._left)[:size], ("eth0", 0x800, 2)
+            return next(self._left)[:size], [], 0, ("eth0", 0x800, 2)
         except StopIteration:
             raise BlockingIOError from None
 

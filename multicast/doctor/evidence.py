@@ -104,6 +104,10 @@ class Evidence:
     uid: int = 0
     #: Sockets of other programs on the port, and those that cannot be heard on this host.
     holders: tuple[Holder, ...] = ()
+    #: Interfaces with IPv6 that have no route for the group, by which the kernel takes packets to it; of IPv6 alone.
+    unrouted: tuple[str, ...] = ()
+    #: How many packets our own sockets did not get, with room in their buffers.
+    refused_here: int = 0
     #: Interfaces with an XDP program, and those with filters of tc(8) for what comes in.
     xdp: tuple[str, ...] = ()
     ingress: tuple[str, ...] = ()
@@ -159,7 +163,22 @@ class Evidence:
             for seen in self.wire or ()
             if not seen.outgoing
             and (seen.group, seen.port) == (self.group.address, self.group.port)
+            and not seen.astray
             and seen.interface not in self.masters
+            and (not self.asked or seen.interface in self.asked)
+            and (not self.group.sources or seen.source in self.group.sources)
+        ]
+
+    @property
+    def astray(self) -> list[Seen]:
+        """What came in on the wire just as asked, in a form that the kernel does not take, when all of it did."""
+        if self.on_wire or not self.lacking:
+            return []
+        return [
+            seen
+            for seen in self.wire or ()
+            if seen.astray
+            and (seen.group, seen.port) == (self.group.address, self.group.port)
             and (not self.asked or seen.interface in self.asked)
             and (not self.group.sources or seen.source in self.group.sources)
         ]
@@ -400,6 +419,9 @@ def gather(
         _wait(poller, wait, ears, progress)
         counted = {name: value - counted.get(name, 0) for name, value in kernel.counters(ipv6).items()}
         after = kernel.holders()
+        refused_here = sum(
+            after[inode][1] - dropped.get(inode, 0) & 0xFFFFFFFF for inode in ears.inodes() if inode in after
+        )
         rules, unread = kernel.rules() if with_rules else (None, ())
         found_lines = () if compared is None else compared.found()
         ours = ears.inodes()
@@ -471,6 +493,8 @@ def gather(
         rules=None if rules is None else firewall.grown(rules_before, rules),
         unread=unread,
         masters=kernel.masters(links),
+        unrouted=kernel.unrouted(group.address) if ipv6 else (),
+        refused_here=0 if counted.get("Udp:RcvbufErrors") else refused_here,
         xdp=kernel.with_xdp(links),
         ingress=kernel.with_ingress_filters(one.name for one in (asked or present)[:_TC_MOST]),
         bridges=kernel.bridges(links),

@@ -39,6 +39,7 @@ __all__ = [
     "run",
     "source_filters",
     "sysctls",
+    "unrouted",
     "versions",
 ]
 
@@ -188,6 +189,23 @@ def versions(read: Callable[[str], str] = _read) -> dict[str, int]:
     return found
 
 
+def unrouted(group: str, read: Callable[[str], str] = _read) -> tuple[str, ...]:
+    """Return the interfaces with IPv6 that have no route for a group.
+
+    The kernel looks for a route for what comes in too, on the interface it comes in by, and one for groups alone will
+    do: a default route forwards (ip6_rt_init_dst in net/ipv6/route.c).
+    """
+    packed = int.from_bytes(socket.inet_pton(socket.AF_INET6, group), "big")
+    routed = set()
+    for line in read("/proc/thread-self/net/ipv6_route").splitlines():
+        words = line.split()
+        length = int(words[1], 16)
+        if words[0].startswith("ff") and length >= 8 and (int(words[0], 16) ^ packed) >> (128 - length) == 0:
+            routed.add(words[-1])
+    with_ipv6 = [line.split()[-1] for line in read("/proc/thread-self/net/if_inet6").splitlines()]
+    return tuple(dict.fromkeys(name for name in with_ipv6 if name not in routed and name != "lo"))
+
+
 def sysctls(names: Iterable[str]) -> dict[str, int]:
     """Return the parameters that matter here, for all interfaces and those named."""
     wanted = [
@@ -198,9 +216,11 @@ def sysctls(names: Iterable[str]) -> dict[str, int]:
         "net.core.rmem_default",
     ]
     found = {}
+    settings = ("ipv4/conf/{}/rp_filter", "ipv4/conf/{}/accept_local", "ipv4/conf/{}/route_localnet",
+                "ipv4/conf/{}/force_igmp_version", "ipv6/conf/{}/force_mld_version")
     for interface in ("all", *names):
         # A dot may be part of the name of an interface, and a slash may not.
-        for path in ("ipv4/conf/{}/rp_filter", "ipv4/conf/{}/force_igmp_version", "ipv6/conf/{}/force_mld_version"):
+        for path in settings:
             text = _read("/proc/sys/net/" + path.format(interface))
             if text:
                 found["net." + path.replace("/", ".").format(interface)] = int(text)

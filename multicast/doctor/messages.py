@@ -87,6 +87,11 @@ MESSAGES: dict[str, Message] = {
         "By the routes {group} belongs to {routed}, which {problem}; programs that name no interface join it there.",
         ("multicast listen {listened} -i {interface}", "sudo ip {six}route replace {net} dev {interface}"),
     ),
+    "no-group-route": Message(
+        "The kernel discards what comes in by {interface} for {group}: the route for groups of IPv6 is missing there,"
+        " which the kernel makes itself when an interface comes up.",
+        ("sudo ip -6 route add multicast ff00::/8 dev {interface} table local",),
+    ),
     # arrival
     "other-interface": Message(
         "The packets arrive on {arriving}, and not on {interface}.",
@@ -142,6 +147,35 @@ MESSAGES: dict[str, Message] = {
     "ttl-zero": Message(
         "{source} sends with TTL 0, which is meant to stay on the sending host; no other may count on it.",
         ("multicast send -t 1 {target} TEXT  # on the sender",),
+    ),
+    # address
+    "other-mac": Message(
+        "The frames with the packets for {group} go to the Ethernet address of another host, so this host discards"
+        " them; they should go to {mac}.",
+        ("sudo tcpdump -c 5 -e -n -i {interface} dst host {group}  # shows the addresses",),
+    ),
+    "vlan-tag": Message(
+        "The packets for {group} come with the tag of {vlan}, and this host has no interface for it that is up.",
+        ("sudo ip link add link {interface} name {interface}.{number} type vlan id {number}",),
+    ),
+    "bad-length": Message(
+        "The packets for {group} have a length of UDP that does not fit the packet, so the kernel discards them; it is"
+        " a fault of the sender {source}, or on the way.",
+        ("sudo tcpdump -c 5 -v -n -i {interface} dst host {group}  # shows the lengths",),
+    ),
+    "duplicate-address": Message(
+        "The packets come from {source}, which is also an address of this host, so the kernel discards them: two hosts"
+        " have the same address.",
+        ("sudo ip address del {source}/PREFIX dev INTERFACE  # on one of both, and give it another",),
+    ),
+    "own-source": Message(
+        "This host sends the packets by {leaving} and gets them back by {interface}; the kernel discards what comes in"
+        " with an address of this host as its source.",
+        ("sudo sysctl -w net/ipv4/conf/{interface}/accept_local=1",),
+    ),
+    "martian-source": Message(
+        "The packets come from {source}, which is no address that a packet may come from, so the kernel discards them.",
+        ("multicast send {target} TEXT  # on the sender, with an address of its network",),
     ),
     # fragments
     "fragments-lost": Message(
@@ -342,6 +376,11 @@ MESSAGES: dict[str, Message] = {
     "refused-at-socket": Message(
         "{program} gets nothing of this: a filter of its socket or a BPF program of its cgroup refuses all packets.",
         ("sudo bpftool cgroup tree  # shows programs of cgroups; a filter of the socket is in the program itself",),
+    ),
+    "refused-here": Message(
+        "The kernel gives no packets for {group} to the sockets that are opened here: a BPF program of the cgroup that"
+        " this shell is in refuses them.",
+        ("cat /proc/self/cgroup", "sudo bpftool cgroup tree  # if it is installed"),
     ),
     "ipsec": Message(
         "An IPsec policy of this host refuses packets ({counter}), and they do not reach {program}.",

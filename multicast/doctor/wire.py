@@ -37,6 +37,9 @@ class Seen:
     outgoing: bool = False
     #: Whether they are first fragments of longer datagrams; on the wire alone.
     fragmented: bool = False
+    #: Why the kernel takes none of them: ``mac`` for the Ethernet address of another host, ``vlan 7`` for the tag of a
+    #: VLAN, ``length`` for a length of UDP that does not fit; on the wire alone.
+    astray: str = ""
     #: How many.
     packets: int = 1
 
@@ -118,7 +121,7 @@ class Wire:
         """Read and count one batch; called by the poller."""
         for _ in range(batch.LIMIT):
             try:
-                data, (name, _, kind, *_) = self._socket.recvfrom(256)
+                data, extra, _, (name, _, kind, *_) = self._socket.recvmsg(256, _EXTRA)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -127,9 +130,10 @@ class Wire:
                 continue
             outgoing = kind == socket.PACKET_OUTGOING
             if not (outgoing and name == "lo"):  # lo shows what it carries twice
-                self._note(data, name, outgoing)
+                astray = "" if outgoing else "mac" if kind == socket.PACKET_OTHERHOST else _tag(extra)
+                self._note(data, name, outgoing, astray)
 
-    def _note(self, data: bytes, name: str, outgoing: bool) -> None:
+    def _note(self, data: bytes, name: str, outgoing: bool, astray: str) -> None:
         try:
             packet = dissect(data)
         except (struct.error, IndexError, ValueError):  # shorter than it says
@@ -142,7 +146,24 @@ class Wire:
             self.fragments += packet.group == self._asked[0] and not outgoing
         elif packet.kind == "udp":
             table = self._to_asked if (packet.group, packet.port) == self._asked else self._others
-            table.add(name, packet.group, packet.port, packet.source, packet.ttl, outgoing, packet.fragmented)
+            astray = astray or ("" if outgoing or packet.whole else "length")
+            table.add(name, packet.group, packet.port, packet.source, packet.ttl, outgoing, packet.fragmented, astray)
+
+
+# struct tpacket_auxdata in linux/if_packet.h; SOL_PACKET, PACKET_AUXDATA.
+_AUXDATA, _LEVEL, _KIND = struct.Struct("=IIIHHHH"), 263, 8
+_EXTRA = socket.CMSG_SPACE(_AUXDATA.size)
+_TAGGED, _VLAN_ID = 0x10, 0xFFF  # TP_STATUS_VLAN_VALID; IEEE 802.1Q
+
+
+def _tag(extra: list[tuple[int, int, bytes]]) -> str:
+    """Return the VLAN of a frame as `Seen.astray` has it. Number 0 is a priority alone, and the kernel takes it."""
+    for level, kind, data in extra:
+        if (level, kind) == (_LEVEL, _KIND) and len(data) >= _AUXDATA.size:
+            status, *_, tag, _ = _AUXDATA.unpack_from(data)
+            if status & _TAGGED and tag & _VLAN_ID:
+                return f"vlan {tag & _VLAN_ID}"
+    return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +176,8 @@ class Packet:
     ttl: int
     port: int = 0
     fragmented: bool = False
+    #: Whether the length of UDP fits into that of IP.
+    whole: bool = True
 
 
 # Protocol numbers of IANA; RFC 2236 (IGMP query 0x11), RFC 2710 (MLD query 130), RFC 8200 (extension headers).
@@ -163,11 +186,12 @@ _IGMP, _UDP, _ICMP6, _HOP_BY_HOP, _ROUTING, _FRAGMENT, _OPTIONS = 2, 17, 58, 0, 
 
 def dissect(data: bytes) -> Packet | None:
     """Return what an IP packet to a group is about, as far as the doctor is interested; None for others."""
+    length = 0
     if data[0] >> 4 == 4:
         if data[16] & 0xF0 != 0xE0:
             return None
         start = 4 * (data[0] & 15)
-        flags = struct.unpack_from("!H", data, 6)[0]
+        length, flags = struct.unpack_from("!H2xH", data, 2)
         later, more = flags & 0x1FFF, flags & 0x2000
         ttl, protocol = data[8], data[9]
         source, group = socket.inet_ntop(socket.AF_INET, data[12:16]), socket.inet_ntop(socket.AF_INET, data[16:20])
@@ -175,22 +199,26 @@ def dissect(data: bytes) -> Packet | None:
         if data[24] != 0xFF:
             return None
         start, protocol, ttl, later, more = 40, data[6], data[7], 0, 0
+        length = 40 + struct.unpack_from("!H", data, 4)[0]
         source, group = socket.inet_ntop(socket.AF_INET6, data[8:24]), socket.inet_ntop(socket.AF_INET6, data[24:40])
         while protocol in (_HOP_BY_HOP, _ROUTING, _FRAGMENT, _OPTIONS):
-            length = 8
+            size = 8
             if protocol == _FRAGMENT:
                 flags = struct.unpack_from("!H", data, start + 2)[0]
                 later, more = flags & 0xFFF8, flags & 1
             else:
-                length = 8 * (data[start + 1] + 1)
+                size = 8 * (data[start + 1] + 1)
             protocol = data[start]
-            start += length
+            start += size
             if later:
                 break
     if later:
         return Packet("fragment", source, group, ttl) if protocol == _UDP else None
     if protocol == _UDP:
-        return Packet("udp", source, group, ttl, struct.unpack_from("!H", data, start + 2)[0], bool(more))
+        port, inner = struct.unpack_from("!HH", data, start + 2)
+        # Of fragments only the whole tells; a length of 0 is a jumbogram (RFC 2675), or offloading to a device.
+        whole = bool(more) or not inner or not length or 8 <= inner <= length - start
+        return Packet("udp", source, group, ttl, port, bool(more), whole)
     if (protocol == _IGMP and data[start] == 0x11) or (protocol == _ICMP6 and data[start] == 130):
         return Packet("query", source, group, ttl)
     return None

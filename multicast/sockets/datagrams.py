@@ -37,6 +37,7 @@ _MCAST_LEAVE_GROUP = 45
 _MCAST_JOIN_SOURCE_GROUP = 46
 _SO_ATTACH_FILTER = 26
 _SO_RCVBUFFORCE = 33
+_SOL_PACKET, _PACKET_AUXDATA = 263, 8
 _SO_TIMESTAMPNS = 35
 _SO_MEMINFO = 55
 _SO_NETNS_COOKIE = 71
@@ -489,6 +490,7 @@ def open_wire() -> socket.socket:
     )
     try:
         _attach(opened, _WIRE_FILTER)  # a packet may have come in before; who reads must look at the destination
+        opened.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
         # Reports of memberships on lo are charged with its MTU, 64 KiB and more: two of them fill the default buffer.
         try:
             opened.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 8 << 20)

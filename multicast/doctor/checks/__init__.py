@@ -32,6 +32,7 @@ _WAY: dict[str, Callable[[Evidence], Finding] | None] = {
     "arrival": None,
     "bridge": wire.check_bridge,
     "ttl": wire.check_ttl,
+    "address": wire.check_address,
     "fragments": kernel.check_fragments,
     "checksum": kernel.check_checksum,
     "rp_filter": kernel.check_reverse_path,

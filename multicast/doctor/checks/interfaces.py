@@ -104,8 +104,23 @@ def _state(one: Interface) -> str:
     return f"{one.name} {', '.join([*flags, *(one.addresses[:2] or ['no address']), f'MTU {one.mtu}'])}"
 
 
+def _without_group_route(e: Evidence) -> Finding | None:
+    """Return what it means that interfaces have no route for a group of IPv6, None where it means nothing."""
+    places = e.asked or unique(one.interface for one in e.lost)
+    places = places or [one.name for one in e.outer if problem(e, one) is None]
+    without = [name for name in places if name in e.unrouted]
+    if not without or (len(without) < len(places) and not e.lost):
+        return None
+    seen = f"no route for {e.group.address} on {listed(without)}, in any table"
+    status: Status = "fail" if e.lacking or e.lost else "warn"
+    return finding("route", status, "no-group-route", seen, **{**about(e), "interface": without[0]})
+
+
 def check_route(e: Evidence) -> Finding:
     """Where do programs go that name no interface?"""
+    without = _without_group_route(e)
+    if without is not None:
+        return without
     if e.asked:
         return ok("route", f"not needed with {listed(e.asked)} named")
     if e.group.needs_interface:

@@ -89,6 +89,14 @@ def check_program(e: Evidence) -> Finding:
 def check_buffer(e: Evidence) -> Finding:
     """Do the programs read fast enough?"""
     joined = e.group.address in [one.group for one in e.joined]
+    if e.lacking and e.refused_here and (e.wire is None or e.on_wire):
+        seen = f"drops +{e.refused_here} at our own sockets, RcvbufErrors +0 in {lasted(e)} s, 0 delivered"
+        counter = _by_ipsec(e)
+        if counter:
+            seen += f"; {counter} +{e.counters[f'Xfrm:{counter}']}"
+            words = {**about(e), "counter": counter, "program": "any program"}
+            return finding("buffer", "fail", "ipsec", seen, **words)
+        return finding("buffer", "fail", "refused-here", seen, **about(e))
     # What is bound to another group gets none of this one. What is bound to none gets that and whatever else comes.
     concerned = [one for one in e.holders if one.address == e.group.address or (joined and one in e.in_the_way)]
     worst = max(concerned, key=lambda holder: holder.dropped, default=None)
@@ -111,14 +119,20 @@ def check_buffer(e: Evidence) -> Finding:
     return ok("buffer", text)
 
 
+def _by_ipsec(e: Evidence) -> str:
+    """Return the counter of what policies of IPsec refused that has grown; empty where none has."""
+    grown = (name for name, count in e.counters.items() if name.startswith("Xfrm:XfrmIn") and count)
+    return next(grown, "").partition(":")[2]
+
+
 def _refused_at_socket(e: Evidence, holder: Holder) -> Finding:
     """Return what it means that a socket's drops have risen, and no buffer has overflowed."""
     seen = f"drops +{holder.dropped} at {holder.address}:{holder.port}, RcvbufErrors +0 in {lasted(e)} s"
     words = {**about(e), "program": holder.name}
-    for counter, grown in e.counters.items():
-        if counter.startswith("Xfrm:XfrmIn") and grown:
-            name = counter.partition(":")[2]
-            return finding("buffer", "fail", "ipsec", f"{seen}; {name} +{grown}", **{**words, "counter": name})
+    counter = _by_ipsec(e)
+    if counter:
+        seen += f"; {counter} +{e.counters[f'Xfrm:{counter}']}"
+        return finding("buffer", "fail", "ipsec", seen, **{**words, "counter": counter})
     # A program that wants a part of the packets is in order: a regular expression, a shard.
     surely = holder.address == e.group.address or sole(e)
     if surely and e.delivered and holder.dropped >= e.delivered:

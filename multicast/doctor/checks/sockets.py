@@ -117,7 +117,7 @@ def _partly(e: Evidence) -> Finding:
 
 
 # The checks that tell why packets that reach this host are not delivered.
-_TELL_WHY = frozenset({"fragments", "checksum", "rp_filter", "firewall", "route", "source"})
+_TELL_WHY = frozenset({"fragments", "checksum", "rp_filter", "firewall", "route", "address"})
 
 
 def check_delivery(e: Evidence, explained: Finding | None) -> Finding:

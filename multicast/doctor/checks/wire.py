@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import replace
 
 from multicast.doctor.evidence import Evidence
 from multicast.doctor.messages import Finding
+from multicast.doctor.wire import Seen
 
 from .facts import (
     about,
@@ -23,7 +25,7 @@ from .facts import (
     way,
 )
 
-__all__ = ["check_arrival", "check_bridge", "check_ttl"]
+__all__ = ["check_address", "check_arrival", "check_bridge", "check_ttl"]
 
 
 def check_arrival(e: Evidence, explained: Finding | None) -> Finding:
@@ -41,6 +43,9 @@ def check_arrival(e: Evidence, explained: Finding | None) -> Finding:
         total = amount(e.undelivered)
         senders = unique(one.source for one in e.undelivered)
         return ok(name, f"{packets(total)} on the wire in {seconds} s from {listed(senders[:4])}")
+    if e.astray:
+        senders = unique(one.source for one in e.astray)
+        return ok(name, f"{packets(amount(e.astray))} on the wire in {seconds} s from {listed(senders[:4])}")
     if e.anywhere:
         otherwise = _arrives_otherwise(e)
         if explained is not None and explained.check == "rp_filter":
@@ -150,6 +155,60 @@ def check_bridge(e: Evidence) -> Finding:
         for bridge in e.bridges
     ]
     return ok("bridge", "; ".join(names) or "no bridge of this host looks into memberships")
+
+
+def check_address(e: Evidence) -> Finding:
+    """Does the kernel take the packets as they are: frames, lengths, source addresses?"""
+    name, words = "address", about(e)
+    for one in e.astray:
+        words |= {"interface": one.interface, "source": one.source}
+        seen = f"{packets(amount(e.astray))} from {one.source} on the wire of {one.interface} in {lasted(e)} s"
+        kind, _, number = one.astray.partition(" ")
+        if kind == "mac":
+            return finding(name, "fail", "other-mac", seen, **{**words, "mac": _mac(e.group.address)})
+        if kind == "vlan":
+            return finding(name, "fail", "vlan-tag", seen, **{**words, "vlan": f"VLAN {number}", "number": number})
+        return finding(name, "fail", "bad-length", seen, **words)
+    for one in e.undelivered:
+        words |= {"interface": one.interface, "source": one.source}
+        seen = f"{packets(one.packets)} from {one.source} on the wire of {one.interface} in {lasted(e)} s, 0 delivered"
+        if _martian(e, one):
+            return finding(name, "fail", "martian-source", seen, **words)
+        if e.family == "IPv4" and one.source in e.own and not _allowed(e, "accept_local", one.interface):
+            left = unique(
+                other.interface for other in e.wire or () if other.outgoing and other.source == one.source
+                and (other.group, other.port) == (one.group, one.port)
+            )
+            code = "own-source" if left else "duplicate-address"
+            seen += f"; accept_local of {one.interface} is 0"
+            return finding(name, "fail", code, seen, **{**words, "leaving": listed(left or ["lo"])})
+    if e.wire is None:
+        return skip(name, "only the wire tells, which needs root")
+    return ok(name, "nothing that the kernel would not take")
+
+
+def _mac(group: str) -> str:
+    """Return the Ethernet address of a group (RFC 1112 section 6.4, RFC 2464 section 7)."""
+    packed = ipaddress.ip_address(group).packed
+    octets = b"\x33\x33" + packed[-4:] if len(packed) == 16 else bytes([1, 0, 0x5E, packed[1] & 0x7F, *packed[2:]])
+    return octets.hex(":")
+
+
+def _martian(e: Evidence, one: Seen) -> bool:
+    """Whether the kernel takes no packet from this source, whatever the routes (ip_mc_validate_source)."""
+    source = ipaddress.ip_address(one.source)
+    if source.is_multicast or one.source == "255.255.255.255":
+        return True
+    if any(other.name == one.interface and other.loopback for other in e.present):
+        return False
+    if source.is_loopback:
+        return source.version == 6 or not _allowed(e, "route_localnet", one.interface)
+    # Of this network (0.0.0.0/8), for groups that stay on the link alone.
+    return source.version == 4 and source.packed[0] == 0 and not stays_on_link(e.group.address)
+
+
+def _allowed(e: Evidence, setting: str, interface: str) -> bool:
+    return any(e.sysctl.get(f"net.ipv4.conf.{place}.{setting}") for place in ("all", interface))
 
 
 def check_ttl(e: Evidence) -> Finding:
