@@ -49,6 +49,9 @@ DROPPED = replace(SILENT, wire=(replace(HEARD, packets=7),))
 DROP = Rule("inet", "f", "in", "drop", "udp dport 5000 drop", "input", matches=(Match("dport", ("5000",)),))
 
 
+REPORT_DROP = Rule("ip", "f", "x", "drop", "igmp drop", "input", matches=(Match("proto", ("igmp",)),))
+
+
 def only(source: str) -> Group:
     return Group(GROUP.address, GROUP.port, sources=(source,))
 
@@ -171,6 +174,8 @@ CASES: dict[str, tuple[str, Evidence]] = {
         "fail", replace(SILENT, group=SPECIFIC, sysctl={"net.ipv4.conf.eth0.force_igmp_version": 2})
     ),
     "version-old": ("fail", replace(SILENT, group=SPECIFIC, versions={"eth0": 2})),
+    "reports-dropped": ("fail", replace(SILENT, rules=(replace(REPORT_DROP, hook="output"),))),
+    "queries-dropped": ("warn", replace(SILENT, rules=(REPORT_DROP,))),
     "no-query": ("warn", replace(HEALTHY, seconds=140)),
     "port-held": ("fail", replace(SILENT, refused={"": OSError(errno.EADDRINUSE, "")}, holders=(PLAYER,), uid=1000)),
     "port-other-user": ("warn", replace(SILENT, refused={"": OSError(errno.EADDRINUSE, "")}, holders=(PLAYER,))),
@@ -201,6 +206,11 @@ CASES: dict[str, tuple[str, Evidence]] = {
         "warn",
         replace(SILENT, wire=None, silent=(PLAYER,), counters={"Ip:OutMcastPkts": 50, "Udp:OutDatagrams": 50}),
     ),
+    "output-rule": ("fail", replace(SILENT, rules=(replace(DROP, hook="output", packets=9, grew=7),))),
+    "output-candidate": (
+        "fail", replace(SILENT, rules=(replace(DROP, hook="output"),), counters={"Ip:OutDiscards": 7})
+    ),
+    "output-refused": ("warn", replace(SILENT, loopback=False, forbidden=True)),
     "lo-dead": ("warn", replace(HEALTHY, loopback=False)),
     "partly-delivered": (
         "fail", replace(HEALTHY, wire=(HEARD, replace(HEARD, source="10.0.0.9", packets=50)))
@@ -658,7 +668,19 @@ def test_a_bridge_whose_members_suffer_is_no_reason_for_silence_on_the_host() ->
 
 def test_commands_quote_what_shells_would_take_for_patterns() -> None:
     (found,) = [one for one in checks.judge(replace(SILENT, group=Group("ff15::1", 5000))) if one.code == "nothing"]
-    assert found.fixes == ("multicast send '[ff15::1]:5000' TEXT  # on the sender",)
+    assert found.fixes[1:] == ("multicast send '[ff15::1]:5000' TEXT  # on the sender",)
+
+
+def test_what_this_host_sends_is_no_reason_where_the_packets_come_or_it_sends_none() -> None:
+    for rule in (replace(DROP, hook="output", packets=9, grew=7), replace(REPORT_DROP, hook="output"), REPORT_DROP):
+        assert codes(replace(HEALTHY, rules=(rule,), loopback=False, forbidden=True)) == {}
+    assert codes(replace(SILENT, rules=(replace(DROP, hook="output"),))) == {"nothing": "fail"}
+    # The report was seen to leave, so the rule is not what it seems to be.
+    reported = replace(SILENT, rules=(replace(REPORT_DROP, hook="output"),), reporting=("eth0",))
+    assert codes(reported) == {"nothing": "fail"}
+    asked = replace(HEALTHY, queriers=(("eth0", "10.0.0.1"),))
+    assert codes(replace(asked, rules=(REPORT_DROP,))) == {"queries-dropped": "warn"}
+    assert codes(replace(asked, rules=(replace(REPORT_DROP, hook="output"),))) == {"reports-dropped": "warn"}
 
 
 def test_groups_that_routers_keep_on_the_link_need_no_larger_ttl() -> None:

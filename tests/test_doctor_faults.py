@@ -206,6 +206,12 @@ def test_no_alarm_on_a_bridge_whose_ports_show_the_packets_as_well(scene: Scene)
     no_alarm(scene.look(bob, TARGET, scene.sender(alice, interface="va", packets=50)))
 
 
+def test_no_alarm_where_the_firewall_lets_no_group_out(scene: Scene) -> None:
+    alice, bob = scene.lab.pair()
+    nft(bob, "table inet f { chain out { type filter hook output priority 0; ip daddr 224.0.0.0/4 counter drop; }; }")
+    no_alarm(scene.look(bob, TARGET, scene.sender(alice)))
+
+
 # -- interfaces and routes -------------------------------------------------------------------------------------------
 
 
@@ -811,6 +817,56 @@ def test_a_policy_of_ipsec_that_refuses_all(scene: Scene) -> None:
     found = fault(scene.look(bob, TARGET, scene.sender(alice)))
     assert found.code == "ipsec"
     assert "XfrmInPolBlock" in found.seen
+
+
+@pytest.mark.parametrize("counts", ["counter ", ""])
+def test_a_firewall_that_drops_what_this_host_sends(scene: Scene, counts: str) -> None:
+    alice, _ = scene.lab.pair()
+    rule = f"ip daddr 239.0.0.0/8 {counts}drop"
+    nft(alice, f"table inet f {{ chain out {{ type filter hook output priority 0; {rule}; }}; }}")
+    send = scene.sender(alice, interface="va")
+
+    def refused() -> None:
+        with pytest.raises(PermissionError):
+            send()
+
+    diagnosis = scene.look(alice, TARGET, refused)
+    found = fault(diagnosis)
+    if scene.root:
+        assert found.code == ("output-rule" if counts else "output-candidate")
+        assert alice.run(found.fixes[0].removeprefix("sudo ").split()).returncode == 0
+        assert scene.look(alice, TARGET, send).healthy
+    else:
+        assert found.code == "nothing-unseen"
+        assert warning(diagnosis, "output-refused")
+
+
+@pytest.mark.parametrize("target, rule", [
+    (TARGET, "ip protocol igmp drop"),
+    (TARGET, "meta l4proto igmp counter drop"),
+    (TARGET, "ip daddr 224.0.0.0/4 drop"),
+    (f"[ff15::1]:{PORT}", "meta l4proto icmpv6 drop"),
+    (f"[ff15::1]:{PORT}", "icmpv6 type mld2-listener-report drop"),
+])
+def test_a_firewall_that_drops_membership_reports(scene: Scene, target: str, rule: str) -> None:
+    _, bob = scene.lab.pair()
+    nft(bob, f"table inet f {{ chain out {{ type filter hook output priority 0; {rule}; }}; }}")
+    found = fault(scene.look(bob, target))
+    assert found.code == ("reports-dropped" if scene.root else "nothing-unseen")
+    if scene.root:
+        assert bob.run(found.fixes[0].removeprefix("sudo ").split()).returncode == 0
+        assert fault(scene.look(bob, target)).code == "nothing"
+
+
+def test_a_firewall_that_drops_queries(scene: Scene) -> None:
+    _, bob = scene.lab.pair()
+    nft(bob, "table inet f { chain in { type filter hook input priority 0; policy drop; udp dport 5000 accept; }; }")
+    diagnosis = scene.look(bob)
+    assert fault(diagnosis).code == ("nothing" if scene.root else "nothing-unseen")
+    if scene.root:
+        found = warning(diagnosis, "queries-dropped")
+        assert bob.run(found.fixes[0].removeprefix("sudo ").split()).returncode == 0
+        assert "queries-dropped" not in warnings(scene.look(bob))
 
 
 def test_what_went_wrong_before_the_look_is_no_alarm(scene: Scene) -> None:

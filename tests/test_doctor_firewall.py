@@ -72,6 +72,13 @@ def test_the_rule_that_drops_is_found(rules: list[dict[str, object]], blocked: s
     assert (found and found[0].text) == blocked
 
 
+def test_a_chain_of_the_family_netdev_has_a_device() -> None:
+    one = {"family": "netdev", "table": "f", "name": "in", "hook": "ingress", "prio": 0, "dev": "eth1"}
+    rules = nft({"chain": one}, {"rule": {"family": "netdev", "table": "f", "chain": "in", "expr": [DROPS]}})
+    assert firewall.blocking(rules, {**FACTS, "iif": "eth0"}) is None
+    assert firewall.dropping(rules, {**FACTS, "iif": "eth1"}) is not None
+
+
 def test_what_is_not_understood_is_a_possibility() -> None:
     found = firewall.blocking(nft(chain(), rule({"limit": {"rate": 5}}, DROPS)), FACTS)
     assert found is not None

@@ -142,6 +142,8 @@ UDP = struct.pack("!HHHH", 4000, 5000, 8, 0)
     (ipv4(UDP, flags=0x2000), "udp", 5000, True),
     (ipv4(UDP, flags=0x0010), "fragment", 0, False),
     (ipv4(b"\x11\0\0\0", protocol=2), "query", 0, False),
+    (ipv4(b"\x22\0\0\0", protocol=2), "report", 0, False),
+    (ipv6(b"\x3a\0\x05\x02\0\0\0\0" + b"\x8f\0\0\0", 0), "report", 0, False),
     (ipv6(UDP), "udp", 5000, False),
     (ipv6(b"\x11\0\0\x01\0\0\0\0" + UDP, 44), "udp", 5000, True),
     (ipv6(b"\x11\0\0\x10\0\0\0\0" + UDP, 44), "fragment", 0, False),
@@ -154,7 +156,7 @@ def test_packets_are_taken_apart(data: bytes, kind: str, port: int, fragmented: 
 
 
 def test_packets_of_other_protocols_and_to_single_hosts_are_not_for_the_doctor() -> None:
-    assert wire.dissect(ipv4(b"\x16\0\0\0", protocol=2)) is None
+    assert wire.dissect(ipv4(b"\x17\0\0\0", protocol=2)) is None
     assert wire.dissect(ipv4(UDP)[:16] + b"\x0a\0\0\7" + UDP) is None
     assert wire.dissect(ipv6(UDP)[:24] + b"\xfd" + ipv6(UDP)[25:]) is None
 

@@ -60,7 +60,7 @@ def doctor(
     found nothing wrong, and last what stops the packets and what mends it. It changes nothing and sends nothing to the
     group.
 
-    Exit code 0 when no fault was found, 1 when one was, 3 when the system refused to let it look.
+    Exit code 0 when no fault was found, 1 when one was or nothing arrived, 3 when the system refused to let it look.
     """
     if not deadline:
         raise click.UsageError("-w must be more than 0 seconds: what happens in no time cannot be seen")

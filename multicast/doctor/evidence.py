@@ -100,6 +100,8 @@ class Evidence:
     fragments: int = 0
     #: Where queries of IGMP or MLD were seen on the wire.
     queriers: tuple[tuple[str, str], ...] = ()
+    #: By which interfaces this host was seen to report memberships.
+    reporting: tuple[str, ...] = ()
     #: The user we are.
     uid: int = 0
     #: Sockets of other programs on the port, and those that cannot be heard on this host.
@@ -126,6 +128,8 @@ class Evidence:
     bridges: tuple[Bridge, ...] | None = ()
     #: Whether the packet of the self-test came back; None where there was none.
     loopback: bool | None = True
+    #: Whether the system did not permit us to send that packet.
+    forbidden: bool = False
     container: bool = False
     #: The distributions that own the name of this package.
     distributions: tuple[str, ...] = ()
@@ -336,8 +340,8 @@ class _Ears:
         return {os.fstat(ear.fileno()).st_ino for ear in self._poller if isinstance(ear, MulticastListener)}
 
 
-def _loopback_works(poller: Poller) -> bool:
-    """Whether a packet with TTL 0 that goes by ``lo`` comes back."""
+def _loopback_works(poller: Poller) -> tuple[bool, bool]:
+    """Whether a packet with TTL 0 that goes by ``lo`` comes back, and whether it was not permitted to leave."""
     heard: list[bool] = []
 
     class Echo(MulticastListener):
@@ -352,17 +356,19 @@ def _loopback_works(poller: Poller) -> bool:
     try:
         echo = Echo(ip=_SELF_TEST, port=port, interface="lo", poller=poller)
     except (InterfaceError, OSError):
-        return False
+        return False, False
     timer = poller.call_later(0.3, poller.stop)
     try:
         sendto(b"multicast doctor", ip=_SELF_TEST, port=port, ttl=0, interface="lo")
         poller.run_until(lambda: heard)
+    except PermissionError:  # by a rule of the firewall, or a BPF program of the cgroup
+        return False, True
     except (InterfaceError, OSError):
-        return False
+        return False, False
     finally:
         timer.cancel()  # or it would end the look that follows
         echo.close()
-    return bool(heard)
+    return bool(heard), False
 
 
 def gather(
@@ -388,7 +394,7 @@ def gather(
     with ExitStack() as stack, _unlogged():
         poller = stack.enter_context(Poller())
         stack.callback(_close_ears, poller)
-        loopback = None if ipv6 else _loopback_works(poller)
+        loopback, forbidden = (None, False) if ipv6 else _loopback_works(poller)
         # Takes its time, so it is done before there is anything that packets could queue at meanwhile.
         rules_before = kernel.rules()[0] if with_rules else ()
         wire = None
@@ -472,6 +478,7 @@ def gather(
         wire=None if wire is None else wire.seen(),
         fragments=0 if wire is None else wire.fragments,
         queriers=() if wire is None else tuple(wire.queriers),
+        reporting=() if wire is None else tuple(wire.reporting),
         uid=os.geteuid(),
         holders=tuple(
             replace(
@@ -499,6 +506,7 @@ def gather(
         ingress=kernel.with_ingress_filters(one.name for one in (asked or present)[:_TC_MOST]),
         bridges=kernel.bridges(links),
         loopback=loopback,
+        forbidden=forbidden,
         container=os.path.exists("/.dockerenv") or os.path.exists("/run/.containerenv"),
         distributions=kernel.distributions((__package__ or "").partition(".")[0]),
         engine=engine_used,

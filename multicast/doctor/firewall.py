@@ -14,17 +14,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-__all__ = ["Match", "Rule", "blocking", "from_nft", "from_save", "grown"]
+__all__ = ["LEAVING", "Match", "Rule", "blocking", "dropping", "from_nft", "from_save", "grown"]
 
 #: Where incoming packets for this host are looked at, in this order.
 HOOKS = ("ingress", "prerouting", "input")
+#: Where packets are looked at that this host sends.
+LEAVING = ("output", "postrouting", "egress")
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
     """One condition of a rule: a field of the packet has one of these values, or has none of them."""
 
-    #: daddr saddr dport iif proto family state type; "" for what is not understood here.
+    #: daddr saddr dport iif oif proto nexthdr family state type message; "" for what is not understood here.
     field: str
     values: tuple[str, ...] = ()
     negated: bool = False
@@ -52,7 +54,7 @@ class Rule:
     action: str
     #: The rule as it is written.
     text: str = ""
-    #: Where the chain begins, one of `HOOKS`; "" for chains that are jumped to.
+    #: Where the chain begins, of `HOOKS` or `LEAVING`; "" for chains that are jumped to.
     hook: str = ""
     priority: int = 0
     matches: tuple[Match, ...] = ()
@@ -82,6 +84,27 @@ class Rule:
         return f"sudo {self.program} {table}-I {self.chain} -d {group} -p udp --dport {port} -j ACCEPT"
 
 
+    def allowing_reports(self, six: bool) -> str:
+        """Return the command that lets IGMP through here, or MLD for IPv6."""
+        if self.program == "nft":
+            what = "icmpv6 type { 130, 131, 132, 143 }" if six else "ip protocol igmp"
+            return f"sudo nft insert rule {self.family} {self.table} {self.chain} {what} accept"
+        table = "" if self.table == "filter" else f"-t {self.table} "
+        return f"sudo {self.program} {table}-I {self.chain} -p {'icmpv6' if six else 'igmp'} -j ACCEPT"
+
+
+# What nft calls the types of messages of IGMP and of ICMPv6, as facts have them.
+_TYPES = {
+    "membership-query": "17", "membership-report-v1": "18", "membership-report-v2": "22", "membership-report-v3": "34",
+    "leave-group": "23", "mld-listener-query": "130", "mld-listener-report": "131", "mld-listener-done": "132",
+    "mld-listener-reduction": "132", "mld2-listener-report": "143",
+}
+
+
+# Other ways to write protocols.
+_PROTOCOLS = {"2": "igmp", "6": "tcp", "17": "udp", "58": "icmpv6", "ipv6-icmp": "icmpv6"}
+
+
 def _equal(field: str, value: str, fact: str) -> bool | None:
     """Whether `fact` is `value`, or in the range or prefix that it writes."""
     if field in ("daddr", "saddr"):
@@ -100,6 +123,13 @@ def _equal(field: str, value: str, fact: str) -> bool | None:
         if not low_text.isdecimal():
             return None
         return int(low_text) <= int(fact) <= int(high_text or low_text)
+    if field == "proto":
+        return _PROTOCOLS.get(value, value) == fact
+    if field == "message":
+        low_text, _, high_text = value.partition("-")
+        if low_text.isdecimal() and high_text.isdecimal():
+            return int(low_text) <= int(fact) <= int(high_text)
+        return _TYPES.get(value, value) == fact
     if value[-1:] in ("*", "+"):
         return fact.startswith(value[:-1])
     return None if value.startswith("@") else value == fact
@@ -116,11 +146,15 @@ _NFT_FIELDS = {
     ("payload", "udp", "dport"): "dport",
     ("payload", "th", "dport"): "dport",
     ("payload", "ip", "protocol"): "proto",
-    ("payload", "ip6", "nexthdr"): "proto",
+    ("payload", "ip6", "nexthdr"): "nexthdr",
     ("meta", "", "l4proto"): "proto",
     ("meta", "", "nfproto"): "family",
     ("meta", "", "iifname"): "iif",
     ("meta", "", "iif"): "iif",
+    ("meta", "", "oifname"): "oif",
+    ("meta", "", "oif"): "oif",
+    ("payload", "igmp", "type"): "message",
+    ("payload", "icmpv6", "type"): "message",
     ("meta", "", "pkttype"): "type",
     ("ct", "", "state"): "state",
 }
@@ -155,9 +189,16 @@ def from_nft(text: str) -> list[Rule]:
         if "hook" in chain:
             policy = chain.get("policy", "accept")
             found.append(
-                Rule(family, table, name, policy, f"policy {policy}", chain["hook"], _priority(chain), policy=True)
+                Rule(family, table, name, policy, f"policy {policy}", chain["hook"], _priority(chain),
+                     tuple(_devices(chain)), policy=True)
             )
     return found
+
+
+def _devices(chain: Mapping[str, Any]) -> Iterator[Match]:
+    """Yield what the devices of a chain of the family netdev say of its packets."""
+    if "dev" in chain:
+        yield Match("oif" if chain.get("hook") == "egress" else "iif", tuple(_nft_values(chain["dev"])))
 
 
 def _priority(chain: Mapping[str, Any]) -> int:
@@ -171,7 +212,7 @@ def _nft_rules(
     sets: Mapping[tuple[str, str, str], tuple[str, ...]],
 ) -> list[Rule]:
     """Return what a rule comes to: one rule, or one for each element of a map of verdicts."""
-    matches, words, packets = [], [], None
+    matches, words, packets = list(_devices(chain)), [], None
     verdicts: list[tuple[str, Any, tuple[Match, ...], str]] = []
     for expression in rule.get("expr", ()):
         ((kind, value),) = expression.items()
@@ -268,6 +309,7 @@ _SAVE_FIELDS = {
     "-d": "daddr",
     "-s": "saddr",
     "-i": "iif",
+    "-o": "oif",
     "-p": "proto",
     "--dport": "dport",
     "--dports": "dport",
@@ -276,7 +318,7 @@ _SAVE_FIELDS = {
     "--pkt-type": "type",
 }
 _SAVE_ACTIONS = {"DROP": "drop", "REJECT": "drop", "ACCEPT": "accept", "RETURN": "return"}
-_SAVE_HOOKS = {"PREROUTING": "prerouting", "INPUT": "input"}
+_SAVE_HOOKS = {"PREROUTING": "prerouting", "INPUT": "input", "OUTPUT": "output", "POSTROUTING": "postrouting"}
 # raw comes first, then mangle, nat, filter (iptables(8)).
 _SAVE_PRIORITY = {"raw": -300, "mangle": -150, "nat": -100}
 
@@ -353,24 +395,21 @@ def grown(before: Sequence[Rule], after: Sequence[Rule]) -> tuple[Rule, ...]:
     return tuple(found)
 
 
-def blocking(rules: Iterable[Rule], facts: Mapping[str, str]) -> tuple[Rule, bool] | None:
+def dropping(rules: Iterable[Rule], facts: Mapping[str, str], hooks: Sequence[str] = HOOKS) -> Rule | None:
+    """Return the rule that surely drops every packet with these fields, whatever it has counted; None for none."""
+    return next((rule for rule, sure in _possible(rules, facts, hooks) if sure), None)
+
+
+def blocking(
+    rules: Iterable[Rule], facts: Mapping[str, str], hooks: Sequence[str] = HOOKS
+) -> tuple[Rule, bool] | None:
     """Return the rule that drops a packet with these fields, and whether that is certain; None when none does.
 
     It is certain where every such packet matches the rule and the rule has counted some meanwhile. Then come a rule
     that all of them match and that does not count, one that has counted and may match, and one that may match. A rule
     that counts and has counted none is out.
     """
-    every = list(rules)
-    possible: list[tuple[Rule, bool]] = []
-    families = ("inet", "netdev", "ip6" if ":" in facts["daddr"] else "ip")
-    starts = {
-        (HOOKS.index(rule.hook), rule.priority, rule.family, rule.table, rule.chain, rule.program)
-        for rule in every
-        if rule.hook in HOOKS and rule.family in families
-    }
-    for _, _, family, table, chain, program in sorted(starts):
-        here = [rule for rule in every if (rule.family, rule.table, rule.program) == (family, table, program)]
-        possible += _follow(here, chain, facts, True, 0)[0]
+    possible = _possible(rules, facts, hooks)
     counted = [(rule, sure) for rule, sure in possible if rule.grew > 0]
     certain = [rule for rule, sure in counted if sure]
     if certain:
@@ -382,6 +421,22 @@ def blocking(rules: Iterable[Rule], facts: Mapping[str, str]) -> tuple[Rule, boo
     if counted:
         return max(counted, key=lambda each: each[0].grew)
     return next(iter(uncounted), None)
+
+
+def _possible(rules: Iterable[Rule], facts: Mapping[str, str], hooks: Sequence[str]) -> list[tuple[Rule, bool]]:
+    """Return the rules that may drop a packet with these fields, in order, each with whether it surely does."""
+    every = list(rules)
+    possible: list[tuple[Rule, bool]] = []
+    families = ("inet", "netdev", "ip6" if ":" in facts["daddr"] else "ip")
+    starts = {
+        (hooks.index(rule.hook), rule.priority, rule.family, rule.table, rule.chain, rule.program)
+        for rule in every
+        if rule.hook in hooks and rule.family in families
+    }
+    for _, _, family, table, chain, program in sorted(starts):
+        here = [rule for rule in every if (rule.family, rule.table, rule.program) == (family, table, program)]
+        possible += _follow(here, chain, facts, True, 0)[0]
+    return possible
 
 
 def excludes(rule: Rule, facts: Mapping[str, str]) -> bool:

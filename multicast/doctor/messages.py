@@ -126,15 +126,17 @@ MESSAGES: dict[str, Message] = {
     "behind-router": Message(
         "Nothing was delivered, and the source {source} is behind the router {gateway}: its packets need a TTL of 2 or"
         " more, and every router on the way must forward the group.",
-        ("multicast send -t 32 {target} TEXT  # on the sender",),
+        ("multicast send -t 32 {target} TEXT  # on the sender",
+         "sudo smcroutectl add INTERFACE {source} {group} INTERFACE  # on each router, by which it comes and goes"),
     ),
     "nothing": Message(
-        "Nothing for {where} reached this host in {seconds} s; the sender, a switch or a router is the place to look.",
-        ("multicast send {target} TEXT  # on the sender",),
+        "Nothing for {where} reached this host in {seconds} s, and no fault was found on it: nothing was sent"
+        " meanwhile, or the sender, a switch or a router keeps it back.",
+        ("sudo {again} -w 60  # where packets are rare", "multicast send {target} TEXT  # on the sender"),
     ),
     "nothing-unseen": Message(
         "Nothing for {where} was delivered in {seconds} s; whether it reached this host takes root to see.",
-        ("sudo {again}", "multicast send {target} TEXT  # on the sender"),
+        ("sudo {again} -w 60", "multicast send {target} TEXT  # on the sender"),
     ),
     # bridge
     "no-querier": Message(
@@ -241,6 +243,16 @@ MESSAGES: dict[str, Message] = {
         " source-specific join.",
         ("ip maddress show dev {interface}",),
     ),
+    "reports-dropped": Message(
+        "A rule of the firewall drops the membership reports of this host, so routers and switches that look into"
+        " memberships send nothing for {group} here: {rule}.",
+        ("{allow}",),
+    ),
+    "queries-dropped": Message(
+        "A rule of the firewall drops the queries of {protocol}, so this host does not answer them; routers and"
+        " switches that look into memberships forget it after some minutes: {rule}.",
+        ("{allow}",),
+    ),
     "no-query": Message(
         "Nobody asked for memberships on {interface} in {seconds} s: there is no querier, and a switch that looks into"
         " memberships (snooping) forgets the members after some minutes.",
@@ -290,6 +302,19 @@ MESSAGES: dict[str, Message] = {
         "A program of this host sends to some group and is not heard here; the loopback of {program} is switched off"
         " (IP_MULTICAST_LOOP).",
         ("sudo {again}",),
+    ),
+    "output-rule": Message(
+        "This host sends to {group}, and a rule of its firewall drops that: {rule}.",
+        ("{allow}",),
+    ),
+    "output-candidate": Message(
+        "This host sends packets that its firewall drops, and all of those to {group} would be: {rule}.",
+        ("{allow}",),
+    ),
+    "output-refused": Message(
+        "This host does not permit us to send to groups: a rule of the firewall for output, or a BPF program of the"
+        " cgroup.",
+        ("sudo {again}", "sudo nft list ruleset"),
     ),
     "lo-dead": Message(
         "Not even a packet with TTL 0 by lo comes back on this host.",

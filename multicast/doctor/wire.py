@@ -96,6 +96,8 @@ class Wire:
         self._asked = group, port
         self._to_asked, self._others = Table(), Table()
         self.queriers: dict[tuple[str, str], None] = {}
+        #: The interfaces by which this host has reported memberships.
+        self.reporting: dict[str, None] = {}
         #: Later fragments of datagrams for the group.
         self.fragments = 0
 
@@ -140,8 +142,13 @@ class Wire:
             return
         if packet is None:
             return
-        if packet.kind == "query" and not outgoing and len(self.queriers) < _MOST:
-            self.queriers[name, packet.source] = None
+        if packet.kind in ("query", "report"):
+            if (":" in packet.group) != (":" in self._asked[0]):
+                return  # MLD says nothing about IGMP
+            if packet.kind == "report" and outgoing:
+                self.reporting[name] = None
+            elif packet.kind == "query" and not outgoing and len(self.queriers) < _MOST:
+                self.queriers[name, packet.source] = None
         elif packet.kind == "fragment":
             self.fragments += packet.group == self._asked[0] and not outgoing
         elif packet.kind == "udp":
@@ -168,7 +175,7 @@ def _tag(extra: list[tuple[int, int, bytes]]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """What the headers of a packet say: a ``udp`` datagram, a later ``fragment`` of one, or a ``query``."""
+    """What the headers of a packet say: a ``udp`` datagram, a later ``fragment`` of it, a ``query`` or a ``report``."""
 
     kind: str
     source: str
@@ -180,8 +187,15 @@ class Packet:
     whole: bool = True
 
 
-# Protocol numbers of IANA; RFC 2236 (IGMP query 0x11), RFC 2710 (MLD query 130), RFC 8200 (extension headers).
+# Protocol numbers of IANA; RFC 8200 (extension headers).
 _IGMP, _UDP, _ICMP6, _HOP_BY_HOP, _ROUTING, _FRAGMENT, _OPTIONS = 2, 17, 58, 0, 43, 44, 60
+
+
+# RFC 3376 section 4 (IGMP), RFC 2710 section 3.1 and RFC 3810 section 5 (MLD).
+_MESSAGES = {
+    (_IGMP, 0x11): "query", (_IGMP, 0x12): "report", (_IGMP, 0x16): "report", (_IGMP, 0x22): "report",
+    (_ICMP6, 130): "query", (_ICMP6, 131): "report", (_ICMP6, 143): "report",
+}
 
 
 def dissect(data: bytes) -> Packet | None:
@@ -219,6 +233,6 @@ def dissect(data: bytes) -> Packet | None:
         # Of fragments only the whole tells; a length of 0 is a jumbogram (RFC 2675), or offloading to a device.
         whole = bool(more) or not inner or not length or 8 <= inner <= length - start
         return Packet("udp", source, group, ttl, port, bool(more), whole)
-    if (protocol == _IGMP and data[start] == 0x11) or (protocol == _ICMP6 and data[start] == 130):
-        return Packet("query", source, group, ttl)
+    if protocol in (_IGMP, _ICMP6) and (protocol, data[start]) in _MESSAGES:
+        return Packet(_MESSAGES[protocol, data[start]], source, group, ttl)
     return None

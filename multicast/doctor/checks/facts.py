@@ -20,7 +20,9 @@ __all__ = [
     "finding",
     "kernel_joins",
     "lasted",
+    "leaving_facts",
     "listed",
+    "message_facts",
     "ok",
     "or_others",
     "owners",
@@ -97,9 +99,41 @@ def packet_facts(e: Evidence, one: Seen) -> dict[str, str]:
         "saddr": one.source,
         "iif": one.interface,
         "proto": "udp",
+        "nexthdr": "udp",
         "family": "ipv6" if e.family == "IPv6" else "ipv4",
         "state": "new",
         "type": "multicast",
+    }
+
+
+def leaving_facts(e: Evidence) -> dict[str, str]:
+    """Return the fields of packets for the group that this host sends, so far as they are known."""
+    names = e.asked[:1] if e.asked else (() if e.route is None else (e.route.interface,))
+    return {
+        "daddr": e.group.address,
+        "dport": str(e.group.port),
+        "proto": "udp",
+        "nexthdr": "udp",
+        "family": "ipv6" if e.family == "IPv6" else "ipv4",
+        "state": "new",
+        "type": "multicast",
+        **({"oif": names[0]} if names else {}),
+    }
+
+
+def message_facts(e: Evidence, interface: str, query: bool) -> dict[str, str]:
+    """Return the fields of a query of IGMP or MLD, or else of a report, on an interface."""
+    six = e.family == "IPv6"
+    address = ("ff02::1" if six else "224.0.0.1") if query else ("ff02::16" if six else "224.0.0.22")
+    return {
+        "daddr": address,
+        "proto": "icmpv6" if six else "igmp",
+        "nexthdr": "hopopt",  # MLD has a router alert in front (RFC 3810 section 5)
+        "message": ("130" if six else "17") if query else ("143" if six else "34"),
+        "family": "ipv6" if six else "ipv4",
+        "type": "multicast",
+        "state": "untracked" if six else "new",
+        "iif" if query else "oif": interface,
     }
 
 

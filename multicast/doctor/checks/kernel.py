@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from multicast.doctor.evidence import Evidence
-from multicast.doctor.firewall import Rule, blocking, excludes
+from multicast.doctor.firewall import LEAVING, Rule, blocking, dropping, excludes
 from multicast.doctor.messages import Finding, Status
 
 from .facts import (
@@ -16,6 +16,7 @@ from .facts import (
     finding,
     lasted,
     listed,
+    message_facts,
     ok,
     packet_facts,
     packets,
@@ -220,6 +221,9 @@ def check_igmp(e: Evidence) -> Finding:
         if version < 3 and specific:
             return finding("igmp", status, "version-old", f"/proc/net/igmp has V{version} for {interface}",
                            **{**about(e), "version": version, "interface": interface})
+    unreported = _unreported(e, places, protocol)
+    if unreported is not None:
+        return unreported
     unasked = [one for one in places if one not in [name for name, _ in e.queriers]]
     if e.wire is not None and e.seconds > _QUERY_INTERVAL and unasked and not stays_on_link(e.group.address):
         words = {**about(e), "interface": listed(unasked)}
@@ -229,6 +233,28 @@ def check_igmp(e: Evidence) -> Finding:
     heard = [f"{name} from {source}" for name, source in e.queriers]
     queries = f"; queries on {listed(heard[:3])}" if heard else ""
     return ok("igmp", (", ".join(f"{one} V{e.versions.get(one, 3)}" for one in places[:6]) or "lo only") + queries)
+
+
+def _unreported(e: Evidence, places: Sequence[str], protocol: str) -> Finding | None:
+    """Return which rule of the firewall keeps routers and switches from learning of the memberships here, or None."""
+    if e.rules is None or (stays_on_link(e.group.address) and e.family == "IPv4"):  # 224.0.0.0/24 always passes
+        return None
+    six = e.family == "IPv6"
+    for interface in places:
+        asked = [source for name, source in e.queriers if name == interface]
+        heard = f"; a query from {asked[0]} on {interface}" if asked else ""
+        rule = dropping(e.rules, message_facts(e, interface, False), LEAVING)
+        silent = e.lacking and not e.on_wire and not e.anywhere
+        if rule is not None and interface not in e.reporting and (silent or asked):
+            words = {**about(e), "rule": rule.name, "allow": rule.allowing_reports(six)}
+            seen = f"every report of {protocol} by {interface} matches{heard}"
+            return finding("igmp", "fail" if silent else "warn", "reports-dropped", seen, **words)
+        rule = dropping(e.rules, message_facts(e, interface, True))
+        if rule is not None and (silent or asked):
+            words = {**about(e), "rule": rule.name, "allow": rule.allowing_reports(six), "protocol": protocol}
+            seen = f"every query of {protocol} on {interface} matches{heard}"
+            return finding("igmp", "warn", "queries-dropped", seen, **words)
+    return None
 
 
 # A querier asks every 125 s (RFC 3376 section 8.2, RFC 3810 section 9.2), and who waits less can say nothing.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 
 from multicast.doctor.evidence import Evidence, reason
-from multicast.doctor.firewall import blocking
+from multicast.doctor.firewall import LEAVING, blocking
 from multicast.doctor.messages import Finding
 
 from .facts import (
@@ -14,6 +14,7 @@ from .facts import (
     finding,
     kernel_joins,
     lasted,
+    leaving_facts,
     listed,
     ok,
     or_others,
@@ -89,14 +90,36 @@ def check_loopback(e: Evidence) -> Finding:
         places = listed(unique(one.interface for one in sent))
         seen = f"{packets(amount(sent))} left by {places} in {lasted(e)} s, 0 came back"
         return finding("loopback", "fail", code, seen, **{**about(e), "program": program})
+    if not sent and e.lacking and not e.anywhere and not e.on_wire:
+        refused = _not_let_out(e)
+        if refused is not None:
+            return refused
     # Reports of our own joins are among what is sent: two for each join, and the self-test has joined as well.
     reports = 4 * len(e.present)
     if e.wire is None and e.silent and min(counted, e.counters.get("Udp:OutDatagrams", 0)) - came > reports:
         seen = f"OutMcastPkts +{counted}, InMcastPkts +{came} in {lasted(e)} s"
         return finding("loopback", "warn", "loopback-perhaps", seen, **{**about(e), "program": owners(e.silent)})
+    if e.forbidden:
+        seen = "our own packet with TTL 0 by lo was refused (EPERM)"
+        if e.delivered or e.on_wire or e.anywhere:
+            return ok("loopback", seen)
+        return finding("loopback", "warn", "output-refused", seen, **about(e))
     if e.loopback is False:
         return finding("loopback", "warn", "lo-dead", "a packet of our own with TTL 0 was lost", **about(e))
     return ok("loopback", "our own packet with TTL 0 came back" if e.loopback else "nothing sent is missing")
+
+
+def _not_let_out(e: Evidence) -> Finding | None:
+    """Return which rule drops what this host sends to the group; None where that is not seen."""
+    discarded = e.counters.get("Ip:OutDiscards", 0)
+    rule, sure = blocking(e.rules or (), leaving_facts(e), LEAVING) or (None, False)
+    if rule is None or not sure or not (rule.grew or discarded):
+        return None
+    words = {**about(e), "rule": rule.name, "allow": rule.allowing(e.group.address, e.group.port)}
+    if rule.grew:
+        return finding("loopback", "fail", "output-rule", f"the rule's counter +{rule.grew} in {lasted(e)} s", **words)
+    seen = f"OutDiscards +{discarded} in {lasted(e)} s; the rule does not count"
+    return finding("loopback", "fail", "output-candidate", seen, **words)
 
 
 def _partly(e: Evidence) -> Finding:

@@ -97,10 +97,11 @@ def check_arrival(e: Evidence, explained: Finding | None) -> Finding:
     for source, back in e.back.items():
         if back is not None and back.gateway is not None:
             words = {**words, "source": source, "gateway": back.gateway}
-            return finding(name, "fail", "behind-router", f"{seen}; the route back is by {way(back)}", **words)
+            seen += f"; the route back is by {way(back)}"
+            if e.container:
+                seen += "; this host is a container, whose own host may be that router"
+            return finding(name, "fail", "behind-router", seen, **words)
     code = "nothing-unseen" if e.wire is None else "nothing"
-    if e.container:
-        seen += "; this host is a container, and the usual bridge network of containers does not pass multicast"
     return finding(name, "fail", code, seen, **words)
 
 
