@@ -15,7 +15,7 @@ from multicast import doctor
 from multicast.doctor import MESSAGES, Diagnosis, checks
 from multicast.doctor.evidence import Evidence
 from multicast.doctor.firewall import Match, Rule
-from multicast.doctor.kernel import Bridge, Holder, SourceFilter
+from multicast.doctor.kernel import Bridge, Holder, Inside, Program, SourceFilter
 from multicast.doctor.lines import Line
 from multicast.doctor.wire import Sealed, Seen
 from multicast.errors import ArgumentError, GroupError
@@ -86,6 +86,12 @@ CASES: dict[str, tuple[str, Evidence]] = {
     ),
     "other-port": ("fail", replace(SILENT, wire=(replace(HEARD, port=5001),))),
     "other-group": ("fail", replace(SILENT, wire=(replace(HEARD, group="239.1.1.2"),))),
+    "lost-in-bridge": (
+        "fail",
+        replace(
+            SILENT, wire=(HEARD,), masters={"eth0": "eth1"}, present=(LO, ETH0, ETH1), route=Route("eth1", "10.0.1.7")
+        ),
+    ),
     "unread-port": ("fail", replace(SILENT, wire=None, counters={"Udp:IgnoredMulti": 5, "Ip:InMcastPkts": 5})),
     "xdp": ("fail", replace(SILENT, wire=(), xdp=("eth0",))),
     "behind-router": (
@@ -166,6 +172,7 @@ CASES: dict[str, tuple[str, Evidence]] = {
         ),
     ),
     "firewall-rule": ("fail", replace(DROPPED, rules=(replace(DROP, packets=9, grew=7),))),
+    "firewall-translates": ("fail", replace(DROPPED, rules=(replace(DROP, action="translate", hook="prerouting"),))),
     "tc-ingress": ("fail", replace(DROPPED, rules=(), ingress=("eth0",))),
     "firewall-candidate": ("fail", replace(DROPPED, rules=(DROP,))),
     "discarded": ("fail", replace(SILENT, wire=None, rules=None,
@@ -253,12 +260,51 @@ CASES: dict[str, tuple[str, Evidence]] = {
     "stopped": ("fail", replace(HEALTHY, holders=(replace(PLAYER, queued=4096, state="T"),))),
     "bound-unicast": ("fail", replace(HEALTHY, strangers=(replace(PLAYER, address="10.0.0.7"),))),
     "bound-device": ("fail", replace(HEALTHY, holders=(replace(PLAYER, device="eth9"),))),
+    "connected-unicast": ("fail", replace(HEALTHY, strangers=(replace(PLAYER, address="10.0.0.7", peer="10.0.0.9"),))),
+    "connected": ("fail", replace(HEALTHY, holders=(replace(PLAYER, peer="10.0.0.9"),))),
+    "bound-other-group": (
+        "fail", replace(HEALTHY, holders=(replace(PLAYER, address="239.9.9.9", inside=Inside(joined=("eth0",))),))
+    ),
+    "not-joined-itself": ("fail", replace(HEALTHY, holders=(replace(PLAYER, inside=Inside(every=False)),))),
+    "no-program": ("fail", replace(HEALTHY, program=Program("player"))),
+    "program-apart": ("fail", replace(HEALTHY, program=Program("player", (42,), apart=True))),
+    "program-no-socket": ("fail", replace(HEALTHY, program=Program("player", (42,)))),
+    "program-other-port": ("fail", replace(HEALTHY, program=Program("player", (42,), (replace(PLAYER, port=5001),)))),
+    "ipv6-only": ("fail", replace(HEALTHY, program=Program("player", (42,), (replace(PLAYER, alone=True),)))),
     "not-joined": ("fail", replace(HEALTHY, holders=(replace(PLAYER, address="239.1.1.1"),))),
     "joined-other-group": ("warn", replace(HEALTHY, holders=(PLAYER,))),
+    "reads-nothing": (
+        "fail",
+        replace(
+            HEALTHY,
+            arrived=(replace(HEARD, packets=100),),
+            holders=(replace(PLAYER, dropped=99),),
+            joined=(Membership("eth0", "239.1.1.1", 1),),
+            counters=FULL,
+        ),
+    ),
     "overflow": (
         "fail",
         replace(
             HEALTHY, holders=(replace(PLAYER, dropped=9),), joined=(Membership("eth0", "239.1.1.1", 1),), counters=FULL
+        ),
+    ),
+    "overflow-own-buffer": (
+        "fail",
+        replace(
+            HEALTHY,
+            holders=(replace(PLAYER, dropped=9, inside=Inside(rcvbuf=4096)),),
+            joined=(Membership("eth0", "239.1.1.1", 1),),
+            counters=FULL,
+        ),
+    ),
+    "queue-grows": (
+        "warn",
+        replace(
+            HEALTHY,
+            arrived=(replace(HEARD, packets=10),),
+            holders=(replace(PLAYER, before=768, queued=8448),),
+            joined=(Membership("eth0", "239.1.1.1", 1),),
         ),
     ),
     "refused-at-socket": (
@@ -266,6 +312,15 @@ CASES: dict[str, tuple[str, Evidence]] = {
         replace(
             HEALTHY,
             holders=(replace(PLAYER, address="239.1.1.1", dropped=HEALTHY.delivered),),
+            joined=(Membership("eth0", "239.1.1.1", 1),),
+        ),
+    ),
+    "refused-by-cgroup": (
+        "fail",
+        replace(
+            HEALTHY,
+            arrived=(replace(HEARD, packets=100),),
+            holders=(replace(PLAYER, address="239.1.1.1", dropped=100, inside=Inside()),),
             joined=(Membership("eth0", "239.1.1.1", 1),),
         ),
     ),

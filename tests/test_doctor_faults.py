@@ -712,9 +712,145 @@ def test_a_receive_buffer_that_overflows(scene: Scene) -> None:
     alice, bob = scene.lab.pair()
     scene.receiver(bob, rcvbuf=2304)  # and it is never read
     found = fault(scene.look(bob, TARGET, scene.sender(alice, packets=50)))
-    assert found.code == "overflow"
+    assert found.code == "reads-nothing"
+    assert f"(pid {os.getpid()}) reads next to nothing" in found.cause
+    assert str(os.getpid()) in found.fixes[0]
+
+
+def test_a_receive_buffer_that_overflows_now_and_then(scene: Scene) -> None:
+    alice, bob = scene.lab.pair()
+    program = scene.receiver(bob, rcvbuf=2304)
+    program.setblocking(False)
+    send = scene.sender(alice, packets=10)
+
+    def send_and_read() -> None:
+        send()
+        with suppress(BlockingIOError):
+            while program.recv(9):
+                pass
+
+    found = fault(scene.look(bob, TARGET, *[send_and_read] * 10))
+    assert found.code == "overflow-own-buffer"
     assert f"(pid {os.getpid()}) reads too slowly" in found.cause
-    assert "net.core.rmem_max" in found.fixes[0]
+    assert "of the 2304 bytes that it asked for" in found.cause
+
+
+# -- programs --------------------------------------------------------------------------------------------------------
+
+
+def program(host: netns.Host, lines: str) -> int:
+    """Start a program with an UDP socket `s` for the group; return its process id when it is ready."""
+    code = f"""
+        import socket, struct, sys, threading
+        def join(group, interface):
+            request = struct.pack("4s4si", socket.inet_aton(group), bytes(4), socket.if_nametoindex(interface))
+            s.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, request)
+        s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        {lines}
+        def read():
+            try:
+                while True:
+                    s.recv(99)
+            except OSError:
+                pass
+        threading.Thread(target=read, daemon=True).start()
+        print("ready", flush=True)
+        sys.stdin.read()
+    """
+    started = host.popen(netns.python(code), stdin=subprocess.PIPE)
+    assert started.stdout is not None
+    assert started.stdout.readline() == "ready\n"
+    return started.pid
+
+
+EVERY_OFF = "s.setsockopt(0, 49, 0); s.bind(('', 5000))"
+
+
+@pytest.mark.parametrize("lines, code", [
+    ("s.bind(('10.99.0.2', 5000))", "bound-unicast"),
+    ("s.bind(('', 5000)); s.connect(('10.99.0.1', 7))", "connected-unicast"),
+    ("s.bind(('239.1.1.1', 5000)); join('239.1.1.1', 'vb'); s.connect(('10.99.0.77', 7))", "connected"),
+    ("s.bind(('239.9.9.9', 5000)); join('239.1.1.1', 'vb')", "bound-other-group"),
+    (EVERY_OFF, "not-joined-itself"),
+    (f"{EVERY_OFF}; join('239.1.1.1', 'lo')", "not-joined-itself"),
+])
+def test_a_program_whose_socket_gets_nothing_of_what_arrives(lab: netns.Lab, lines: str, code: str) -> None:
+    with ExitStack() as stack:
+        scene = Scene(lab, True, stack)
+        alice, bob = lab.pair()
+        scene.receiver(bob)  # another program that is in order
+        pid = program(bob, lines)
+        send = scene.sender(alice)
+        found = fault(scene.look(bob, TARGET, send, program=pid))
+        assert (found.check, found.code) == ("program", code)
+        if code not in ("bound-unicast", "connected-unicast"):  # where others are in order, that may be meant
+            found = fault(scene.look(bob, TARGET, send))
+            assert code == found.code
+            assert f"(pid {pid})" in found.cause
+
+
+@pytest.mark.parametrize("lines", [
+    "s.bind(('', 5000)); join('239.1.1.1', 'vb')",
+    "s.bind(('239.1.1.1', 5000)); join('239.1.1.1', 'vb'); s.connect(('10.99.0.1', 7))",
+    f"{EVERY_OFF}; join('239.1.1.1', 'vb')",
+])
+def test_no_alarm_for_a_program_that_gets_what_arrives(scene: Scene, lines: str) -> None:
+    alice, bob = scene.lab.pair()
+    pid = program(bob, lines)
+    no_alarm(scene.look(bob, TARGET, scene.sender(alice)))
+    no_alarm(scene.look(bob, TARGET, scene.sender(alice), program=pid))
+
+
+@pytest.mark.parametrize("lines", [
+    f"{EVERY_OFF}; join('239.9.9.9', 'vb')",
+    "s.bind(('239.9.9.9', 5000)); join('239.9.9.9', 'vb')",
+])
+def test_a_program_for_another_group_is_a_fault_only_where_it_is_asked_for(scene: Scene, lines: str) -> None:
+    alice, bob = scene.lab.pair()
+    scene.receiver(bob)
+    pid = program(bob, lines)
+    no_alarm(scene.look(bob, TARGET, scene.sender(alice)))
+    if scene.root:
+        assert fault(scene.look(bob, TARGET, scene.sender(alice), program=pid)).check == "program"
+
+
+def test_a_program_that_cannot_be_judged(scene: Scene) -> None:
+    alice, bob = scene.lab.pair()
+    send = scene.sender(alice)
+    assert fault(scene.look(bob, TARGET, send, program="no-such-program")).code == "no-program"
+    apart = program(alice, "s.bind(('', 5000))")
+    without = program(bob, "s.close()")
+    elsewhere = program(bob, "s.bind(('', 5001))")
+    only = program(bob, "s.close(); s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM);"
+                        " s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1); s.bind(('::', 5000))")
+    for pid, code in ((apart, "program-apart"), (without, "program-no-socket"), (elsewhere, "program-other-port"),
+                      (only, "ipv6-only")):
+        said = finding(scene.look(bob, TARGET, send, program=pid), "program")
+        if scene.root:
+            assert (said.status, said.code) == ("fail", code)
+        else:
+            assert said.status == "skip" or said.code == code
+
+
+def test_a_rule_that_sends_the_packets_to_another_port(scene: Scene) -> None:
+    alice, bob = scene.lab.pair()
+    nft(bob, "table ip n { chain pre { type nat hook prerouting priority -100; udp dport 5000 redirect to :5001; }; }")
+    found = fault(scene.look(bob, TARGET, scene.sender(alice)))
+    assert found.code == ("firewall-translates" if scene.root else "nothing-unseen")
+    if scene.root:
+        assert "redirect" in bob.run(found.fixes[0].partition("  #")[0].removeprefix("sudo ").split()).stdout
+
+
+def test_a_rule_of_a_bridge_that_drops(scene: Scene) -> None:
+    alice, bob = scene.lab.host("alice"), scene.lab.host("bob")
+    bob.ip("link add br0 type bridge mcast_snooping 0", "link set br0 up", "address add 10.99.0.2/24 dev br0")
+    bob.ip("route add 224.0.0.0/4 dev br0")
+    bob.ip(f"link add p1 type veth peer name va netns {alice.path}", "link set p1 master br0 up")
+    alice.ip("link set va up", "address add 10.99.0.1/24 dev va")
+    nft(bob, "table bridge f { chain in { type filter hook input priority 0; udp dport 5000 drop; }; }")
+    found = fault(scene.look(bob, TARGET, scene.sender(alice, interface="va")))
+    assert found.code == ("lost-in-bridge" if scene.root else "nothing-unseen")
 
 
 def bad_checksum(host: netns.Host, source: str) -> Callable[[], None]:

@@ -42,6 +42,8 @@ _WORDS = {"ok": "ok", "warn": "warn", "fail": "FAIL", "skip": "skip"}
               help="How long to look. Meanwhile there should be traffic.")
 @click.option("--line", "lines", metavar="GROUP", multiple=True, type=GROUP,
               help="Another group that carries the same numbered feed, MoldUDP64 or RTP: what does one of them lack?")
+@click.option("--program", metavar="PID|NAME", default="",
+              help="Judge the sockets of this program, and of no other: does it get the packets?")
 @key_option("Compare the packets")
 def doctor(
     out: Output,
@@ -50,6 +52,7 @@ def doctor(
     sources: tuple[str, ...],
     deadline: float,
     lines: tuple[Group, ...],
+    program: str,
     seal: Seal | None,
 ) -> Exit:
     """Find out why nothing arrives.
@@ -74,6 +77,7 @@ def doctor(
             progress=watch.tell,
             seal=seal,
             lines=lines,
+            program=program,
         )
     finally:
         watch.clear()

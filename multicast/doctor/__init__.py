@@ -64,6 +64,7 @@ def diagnose(
     progress: Callable[[float, int], object] | None = None,
     seal: Seal | None = None,
     lines: Iterable[Group | str] = (),
+    program: str | int = "",
 ) -> Diagnosis:
     """Find out why nothing arrives for `group`, a `Group` or text that `Group.parse` reads.
 
@@ -71,7 +72,8 @@ def diagnose(
     for `wait` seconds; in that time there should be traffic. `progress(left, packets)` is called now and then with the
     seconds that are left and the packets that have arrived. `seal` (a `sealed.Seal`) is that of the program; packets
     with another key are a fault then. `lines` are further groups that carry the same feed, MoldUDP64 or RTP; what one
-    of them lacks is a fault. Without CAP_NET_RAW and CAP_NET_ADMIN some checks are
+    of them lacks is a fault. `program`, a process id or a name, is the program to judge, and no other then.
+    Without CAP_NET_RAW and CAP_NET_ADMIN some checks are
     skipped, and say so.
 
     Raises `GroupError`, `ArgumentError`, `InterfaceError` for an interface that does not exist, and `OSError`.
@@ -85,5 +87,5 @@ def diagnose(
         raise ArgumentError(f"wait must be a number of seconds, more than 0, not {wait!r}")
     check_seal(seal)
     others = [Group.parse(line) if isinstance(line, str) else line for line in lines]
-    evidence = gather(group, interface, wait, progress, seal, others)
+    evidence = gather(group, interface, wait, progress, seal, others, str(program))
     return Diagnosis(group, evidence.asked, wait, evidence.delivered, judge(evidence))

@@ -41,7 +41,7 @@ from multicast.sockets import Group, WhichInterfaces, named
 
 from . import firewall, kernel
 from .firewall import Rule
-from .kernel import Bridge, Holder, SourceFilter
+from .kernel import Bridge, Holder, Program, SourceFilter
 from .lines import Line, Lines
 from .wire import Sealed, Seen, Table, Wire
 
@@ -50,6 +50,8 @@ __all__ = ["Evidence", "gather"]
 _log = logging.getLogger("multicast")
 
 _SELF_TEST = "239.255.77.77"
+# Of how many other groups the sockets of programs are asked whether they have joined them.
+_ASKED_MOST = 32
 # Of how many interfaces the filters of tc are asked for; a program is started for each.
 _TC_MOST = 8
 # How many packets may come between two looks that are meant to be at the same time.
@@ -116,6 +118,8 @@ class Evidence:
     #: Sockets at the port that no packet for a group can reach: bound to an address of this host.
     strangers: tuple[Holder, ...] = ()
     silent: tuple[Holder, ...] = ()
+    #: The program that was asked for.
+    program: Program | None = None
     #: Why we could not join, by interface; "" is for all of them.
     refused: Mapping[str, OSError] = field(default_factory=dict)
     #: Firewall rules in the way of incoming packets; None where we may not look.
@@ -241,6 +245,14 @@ class Evidence:
         number = None if "" not in self.refused else self.refused[""].errno
         others = number == errno.EADDRINUSE and any(one.uid != self.uid for one in self.in_the_way)
         return others or number == errno.EACCES
+
+    @property
+    def judged(self) -> list[Holder]:
+        """The sockets that may take the packets: those of the program that was asked for, or all."""
+        if self.program is None:
+            return list(self.holders)
+        inodes = {one.inode for one in self.program.sockets}
+        return [one for one in self.holders if one.inode in inodes]
 
     @property
     def in_the_way(self) -> list[Holder]:
@@ -378,6 +390,7 @@ def gather(
     progress: Callable[[float, int], object] | None = None,
     seal: Seal | None = None,
     lines: Sequence[Group] = (),
+    program: str = "",
 ) -> Evidence:
     """Look for `wait` seconds at what happens to packets for `group`; return what was found.
 
@@ -421,7 +434,8 @@ def gather(
         if wire is not None:
             wire.restart()
         counted = kernel.counters(ipv6)
-        dropped = {inode: drops for inode, (_, drops) in kernel.holders().items()}
+        first = kernel.holders()
+        dropped = {inode: drops for inode, (_, drops) in first.items()}
         _wait(poller, wait, ears, progress)
         counted = {name: value - counted.get(name, 0) for name, value in kernel.counters(ipv6).items()}
         after = kernel.holders()
@@ -451,7 +465,26 @@ def gather(
         for inode, (holder, _) in after.items()
         if inode not in apart and holder.port == group.port and holder.address in own
     ]
-    names = kernel.programs([*(one.inode for one, _ in relevant), *(one.inode for one in strange), *quiet])
+    pids = kernel.find(program) if program else ()
+    inodes, hidden = kernel.sockets_of(pids)
+    openers = kernel.openers(
+        [*(one.inode for one, _ in relevant), *(one.inode for one in strange), *quiet, *(inodes & after.keys())]
+    )
+    names = {inode: kernel.called(pid) for inode, (pid, _) in openers.items()}
+    others_joined = list(dict.fromkeys(one.group for one in joined if one.group != group.address))[:_ASKED_MOST]
+
+    def filled(holder: Holder, drops: int = 0) -> Holder:
+        opener = openers.get(holder.inode)
+        return replace(
+            after.get(holder.inode, (holder, 0))[0],
+            program=names.get(holder.inode, ""),
+            dropped=drops & 0xFFFFFFFF,
+            before=first[holder.inode][0].queued if holder.inode in first else 0,
+            device=devices.get(holder.inode, ""),
+            state=kernel.state(names.get(holder.inode, "")),
+            inside=None if opener is None else kernel.inside(*opener, group.address, others_joined, names_of),
+        )
+
     known = _sources(group, ears, wire, filters)
     links = kernel.run("ip", "-details", "-json", "link", "show")
     engine_used, reason = kernel.engine()
@@ -480,17 +513,16 @@ def gather(
         queriers=() if wire is None else tuple(wire.queriers),
         reporting=() if wire is None else tuple(wire.reporting),
         uid=os.geteuid(),
-        holders=tuple(
-            replace(
-                after.get(holder.inode, (holder, 0))[0],
-                program=names.get(holder.inode, ""),
-                dropped=drops & 0xFFFFFFFF,
-                device=devices.get(holder.inode, ""),
-                state=kernel.state(names.get(holder.inode, "")),
-            )
-            for holder, drops in relevant
-        ),
+        holders=tuple(filled(holder, drops) for holder, drops in relevant),
         strangers=tuple(replace(holder, program=names.get(holder.inode, "")) for holder in strange),
+        program=None if not program else Program(
+            program,
+            pids,
+            tuple(replace(filled(holder), alone=inode in six.alone) for inode, (holder, _) in after.items()
+                  if inode in inodes),
+            hidden,
+            bool(pids) and kernel.apart(pids),
+        ),
         silent=tuple(
             replace(holder, program=names.get(inode, ""), loopback=False)
             for inode, (holder, _) in after.items()

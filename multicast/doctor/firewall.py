@@ -50,7 +50,7 @@ class Rule:
     family: str
     table: str
     chain: str
-    #: drop, accept, jump, goto, return; "" for rules that decide nothing.
+    #: drop, accept, jump, goto, return, translate (to another address or port); "" for rules that decide nothing.
     action: str
     #: The rule as it is written.
     text: str = ""
@@ -73,6 +73,13 @@ class Rule:
     def name(self) -> str:
         """The rule for people, with where it is."""
         return f"{self.program}, table {self.family} {self.table}, chain {self.chain}: {self.text}"
+
+    @property
+    def listing(self) -> str:
+        """The command that shows the rule with what it is deleted by."""
+        if self.program == "nft":
+            return f"sudo nft -a list chain {self.family} {self.table} {self.chain}"
+        return f"sudo {self.program} -t {self.table} -L {self.chain} -n --line-numbers"
 
     def allowing(self, group: str, port: int) -> str:
         """Return the command that lets packets to a group through here."""
@@ -158,7 +165,10 @@ _NFT_FIELDS = {
     ("meta", "", "pkttype"): "type",
     ("ct", "", "state"): "state",
 }
-_ACTIONS = {"drop": "drop", "reject": "drop", "accept": "accept", "jump": "jump", "goto": "goto", "return": "return"}
+_ACTIONS = {
+    "redirect": "translate", "dnat": "translate", "tproxy": "translate",
+    "drop": "drop", "reject": "drop", "accept": "accept", "jump": "jump", "goto": "goto", "return": "return",
+}
 
 
 def from_nft(text: str) -> list[Rule]:
@@ -317,7 +327,10 @@ _SAVE_FIELDS = {
     "--state": "state",
     "--pkt-type": "type",
 }
-_SAVE_ACTIONS = {"DROP": "drop", "REJECT": "drop", "ACCEPT": "accept", "RETURN": "return"}
+_SAVE_ACTIONS = {
+    "REDIRECT": "translate", "DNAT": "translate", "TPROXY": "translate",
+    "DROP": "drop", "REJECT": "drop", "ACCEPT": "accept", "RETURN": "return",
+}
 _SAVE_HOOKS = {"PREROUTING": "prerouting", "INPUT": "input", "OUTPUT": "output", "POSTROUTING": "postrouting"}
 # raw comes first, then mangle, nat, filter (iptables(8)).
 _SAVE_PRIORITY = {"raw": -300, "mangle": -150, "nat": -100}
@@ -456,7 +469,7 @@ def _follow(
         if False in answers or not rule.action:
             continue
         sure = certain and None not in answers
-        if rule.action == "drop":
+        if rule.action in ("drop", "translate"):
             found.append((rule, sure))
         elif rule.action in ("jump", "goto"):
             inner, decided = _follow(rules, rule.target, facts, sure, depth + 1)
@@ -464,7 +477,7 @@ def _follow(
             if sure and (decided or rule.action == "goto"):
                 return found, decided
             certain = certain and not (inner and not sure)
-        if sure and rule.action in ("drop", "accept"):
+        if sure and rule.action in ("drop", "accept", "translate"):
             return found, True
         if sure and rule.action == "return":
             return found, False

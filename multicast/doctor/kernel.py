@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.machinery
 import importlib.metadata
@@ -25,18 +26,26 @@ from .firewall import Rule
 __all__ = [
     "Bridge",
     "Holder",
+    "Inside",
+    "Program",
     "SourceFilter",
+    "apart",
     "bridges",
+    "called",
     "counters",
     "distributions",
     "engine",
+    "find",
     "holders",
+    "inside",
     "masters",
+    "openers",
     "options",
     "powers",
     "programs",
     "rules",
     "run",
+    "sockets_of",
     "source_filters",
     "sysctls",
     "unrouted",
@@ -61,6 +70,37 @@ class SourceFilter:
 
 
 @dataclass(frozen=True, slots=True)
+class Inside:
+    """What a UDP socket of another program says of itself."""
+
+    #: Whether it has a filter for packets (SO_ATTACH_FILTER, SO_ATTACH_BPF).
+    filtered: bool = False
+    #: Whether it takes packets to groups that it has not joined itself (IP_MULTICAST_ALL).
+    every: bool = True
+    #: The interfaces on which it has joined the group that was asked for.
+    joined: tuple[str, ...] = ()
+    #: Whether it has joined some other group.
+    elsewhere: bool = False
+    #: The size of its receive buffer in bytes, as the kernel counts (SO_RCVBUF).
+    rcvbuf: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """The program that was asked for."""
+
+    #: As it was asked for, a name or a process id.
+    name: str
+    pids: tuple[int, ...] = ()
+    #: Its UDP sockets, at whatever port.
+    sockets: tuple[Holder, ...] = ()
+    #: Whether we may not see which sockets it has.
+    hidden: bool = False
+    #: Whether it is in another network namespace.
+    apart: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Holder:
     """A UDP socket of a program on this host."""
 
@@ -74,10 +114,18 @@ class Holder:
     dropped: int = 0
     #: How many bytes waited there at the end, with the kernel's own for each packet.
     queued: int = 0
+    #: How many waited when the look began.
+    before: int = 0
+    #: The address it is connected to; empty where it is not.
+    peer: str = ""
+    #: What a copy of its descriptor told; None where that was not permitted.
+    inside: Inside | None = None
     #: The name of the interface it is bound to (SO_BINDTODEVICE); empty for any.
     device: str = ""
     #: The state of its process, a letter as in proc_pid_stat(5): T is stopped, t traced.
     state: str = ""
+    #: Whether it is for IPv6 alone (IPV6_V6ONLY).
+    alone: bool = False
     #: Whether what it sends can be heard on this host; None where that was not asked.
     loopback: bool | None = None
 
@@ -141,6 +189,12 @@ def counters(ipv6: bool, read: Callable[[str], str] = _read) -> dict[str, int]:
     return found
 
 
+def _address(digits: str, family: int) -> str:
+    """Return an address as /proc/net/udp has it: each four bytes of it are printed as a number of this machine."""
+    packed = b"".join(int(digits[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(digits), 8))
+    return socket.inet_ntop(family, packed)
+
+
 def holders(read: Callable[[str], str] = _read) -> dict[int, tuple[Holder, int]]:
     """Return the UDP sockets of this host by inode, each with what it has dropped since it was opened."""
     found = {}
@@ -150,13 +204,10 @@ def holders(read: Callable[[str], str] = _read) -> dict[int, tuple[Holder, int]]
             if len(words) < 13:
                 continue
             digits, _, port = words[1].partition(":")
-            # Each four bytes of the address are printed as a number of this machine.
-            packed = b"".join(
-                int(digits[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(digits), 8)
-            )
-            address = socket.inet_ntop(family, packed)
+            address = _address(digits, family)
             queued = int(words[4].partition(":")[2], 16)
-            holder = Holder(address, int(port, 16), int(words[7]), int(words[9]), queued=queued)
+            peer = "" if int(words[2].replace(":", ""), 16) == 0 else _address(words[2].partition(":")[0], family)
+            holder = Holder(address, int(port, 16), int(words[7]), int(words[9]), queued=queued, peer=peer)
             found[holder.inode] = holder, int(words[12])
     return found
 
@@ -232,10 +283,10 @@ def sysctls(names: Iterable[str]) -> dict[str, int]:
     return found
 
 
-def programs(inodes: Iterable[int]) -> dict[int, str]:
-    """Return which programs hold sockets, by inode; of other users' programs only root gets to know."""
+def openers(inodes: Iterable[int]) -> dict[int, tuple[int, int]]:
+    """Return which process holds a socket by which descriptor, by inode; of other users' only root gets to know."""
     wanted = {f"socket:[{inode}]": inode for inode in inodes}
-    found: dict[int, str] = {}
+    found: dict[int, tuple[int, int]] = {}
     if not wanted:
         return found
     for process in Path("/proc").glob("[0-9]*"):
@@ -243,11 +294,114 @@ def programs(inodes: Iterable[int]) -> dict[int, str]:
             for number in os.listdir(process / "fd"):
                 inode = wanted.get(os.readlink(process / "fd" / number))
                 if inode is not None and inode not in found:
-                    name = _read(f"{process}/comm").strip() or "a program"
-                    found[inode] = f"{name} (pid {process.name})"
+                    found[inode] = int(process.name), int(number)
         except OSError:  # somebody else's, or gone
             pass
     return found
+
+
+def called(pid: int) -> str:
+    """Return what to call a process."""
+    return f"{_read(f'/proc/{pid}/comm').strip() or 'a program'} (pid {pid})"
+
+
+def programs(inodes: Iterable[int]) -> dict[int, str]:
+    """Return which programs hold sockets, by inode; of other users' programs only root gets to know."""
+    return {inode: called(pid) for inode, (pid, _) in openers(inodes).items()}
+
+
+def find(name: str) -> tuple[int, ...]:
+    """Return the processes with this id, or with this name: of the process, its file or the script that it runs."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        if name.isdecimal():
+            if process.name == name:
+                return (int(name),)
+            continue
+        words = _read(f"{process}/cmdline").split("\0")[:2]
+        if name in (_read(f"{process}/comm").strip(), *(os.path.basename(word) for word in words)):
+            found.append(int(process.name))
+    return tuple(pid for pid in sorted(found) if pid != os.getpid())
+
+
+def sockets_of(pids: Iterable[int]) -> tuple[set[int], bool]:
+    """Return the inodes of the sockets of processes, and whether we may not see some of them."""
+    found, hidden = set(), False
+    for pid in pids:
+        try:
+            for number in os.listdir(f"/proc/{pid}/fd"):
+                kind, _, inode = os.readlink(f"/proc/{pid}/fd/{number}").rstrip("]").partition(":[")
+                if kind == "socket":
+                    found.add(int(inode))
+        except PermissionError:
+            hidden = True
+        except OSError:  # gone
+            pass
+    return found, hidden
+
+
+def apart(pids: Iterable[int]) -> bool:
+    """Whether processes are all in another network namespace than this thread, so far as we may know."""
+    try:
+        ours = os.stat("/proc/thread-self/ns/net").st_ino
+        return all(os.stat(f"/proc/{pid}/ns/net").st_ino != ours for pid in pids)
+    except OSError:
+        return False
+
+
+# pidfd_getfd(2), which has the same number everywhere. SO_GET_FILTER; IP_MULTICAST_ALL and IPV6_MULTICAST_ALL;
+# MCAST_MSFILTER, and struct group_filter in linux/in.h up to its list of sources.
+_PIDFD_GETFD, _SO_GET_FILTER, _EVERY, _EVERY6, _MSFILTER, _GROUP_FILTER = 438, 26, 49, 29, 48, 144
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def inside(pid: int, number: int, group: str, others: Iterable[str], interfaces: Mapping[int, str]) -> Inside | None:
+    """Return what the socket that a process has as a descriptor says of itself; None where that is not permitted.
+
+    It is asked by a copy of the descriptor, which is closed at once. `others` are further groups, to learn whether it
+    has joined one of them, and `interfaces` the names by index.
+    """
+    try:
+        process = os.pidfd_open(pid)
+    except OSError:
+        return None
+    try:
+        copy = _libc.syscall(_PIDFD_GETFD, process, number, 0)
+    finally:
+        os.close(process)
+    if copy < 0:
+        return None
+    try:
+        with socket.socket(fileno=copy) as opened:
+            six = opened.family == socket.AF_INET6
+            level, option = (socket.IPPROTO_IPV6, _EVERY6) if six else (socket.IPPROTO_IP, _EVERY)
+            every = bool(opened.getsockopt(level, option))
+            length = ctypes.c_uint(0)
+            # With no room it tells the number of instructions, and refuses where they are of another kind.
+            filtered = bool(_libc.getsockopt(copy, socket.SOL_SOCKET, _SO_GET_FILTER, None, ctypes.byref(length)))
+            filtered = filtered or length.value > 0
+            joined = tuple(name for index, name in interfaces.items() if _has_joined(copy, group, index))
+            elsewhere = any(_has_joined(copy, one, index) for one in others for index in interfaces)
+            rcvbuf = opened.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+            return Inside(filtered, every, joined, elsewhere, rcvbuf)
+    except OSError:
+        return None
+
+
+def _has_joined(descriptor: int, group: str, index: int) -> bool:
+    """Whether a socket has joined a group on an interface."""
+    if ":" in group:
+        level, address = socket.IPPROTO_IPV6, struct.pack("=H6x16s", socket.AF_INET6, _packed(group))
+    else:
+        level, address = socket.IPPROTO_IP, struct.pack("=H2x4s", socket.AF_INET, _packed(group))
+    asked = struct.pack("=I4x", index) + address.ljust(128, b"\0") + struct.pack("=II", 0, 0)
+    buffer = ctypes.create_string_buffer(asked, _GROUP_FILTER)
+    length = ctypes.c_uint(_GROUP_FILTER)
+    return bool(_libc.getsockopt(descriptor, level, _MSFILTER, buffer, ctypes.byref(length)) == 0)
+
+
+def _packed(address: str) -> bytes:
+    return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
 
 
 # linux/sock_diag.h, linux/inet_diag.h: a dump of UDP sockets with their options.

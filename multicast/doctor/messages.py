@@ -113,6 +113,11 @@ MESSAGES: dict[str, Message] = {
         "The packets on port {port} go to {arriving}, and not to {group}.",
         ("multicast listen {found}",),
     ),
+    "lost-in-bridge": Message(
+        "The packets arrive on {arriving}, a port of {master}, and do not reach {master}: rules of the bridge drop"
+        " them, or it does not hand them on.",
+        ("sudo nft list ruleset", "bridge -d link show dev {arriving}", "bridge mdb show dev {master}"),
+    ),
     "unread-port": Message(
         "Packets for groups joined on this host arrive at ports where no program listens; if they are for {group}, they"
         " go to another port than {port}.",
@@ -218,6 +223,10 @@ MESSAGES: dict[str, Message] = {
     ),
     # firewall
     "firewall-rule": Message("A rule of the firewall drops these packets: {rule}.", ("{allow}",)),
+    "firewall-translates": Message(
+        "A rule of the firewall sends these packets to another address or port: {rule}.",
+        ("{listing}  # and delete the rule by its handle or number",),
+    ),
     "tc-ingress": Message(
         "The packets reach this host and are not delivered, and a filter of tc for what comes in by {interface} may be"
         " why.",
@@ -384,6 +393,39 @@ MESSAGES: dict[str, Message] = {
         "{program} takes packets from {device} alone (SO_BINDTODEVICE), and they arrive on {arriving}.",
         ("ss --udp --listening --numeric --processes 'sport = :{port}'",),
     ),
+    "connected-unicast": Message(
+        "{program} is connected to {peer}, so it takes what goes from there to {bound} and no packet for a group.",
+        ("ss --udp --numeric --processes 'sport = :{port}'",),
+    ),
+    "connected": Message(
+        "{program} is connected to {peer}, so it takes packets from there alone, and these come from elsewhere.",
+        ("ss --udp --numeric --processes 'sport = :{port}'",),
+    ),
+    "bound-other-group": Message(
+        "{program} is bound to {bound}, so it gets what goes to {bound} alone, and nothing for {group}.",
+        ("ss --udp --listening --numeric --processes 'sport = :{port}'",),
+    ),
+    "not-joined-itself": Message(
+        "{program} takes packets only to groups that it has joined itself (IP_MULTICAST_ALL is off), and it has not"
+        " joined {group} on {arriving}, where it arrives.",
+        ("multicast listen {listened}",),
+    ),
+    "no-program": Message("There is no program {name} on this host.", ("ps -e -o pid,comm,args",)),
+    "program-apart": Message(
+        "{name} is in another network namespace, as programs in containers are; what arrives there is not seen here.",
+        ("sudo nsenter -t {pid} -n {again} --program {pid}",),
+    ),
+    "program-no-socket": Message(
+        "{name} has no UDP socket, so it receives nothing by UDP.", ("ss --udp --listening --numeric --processes",)
+    ),
+    "program-other-port": Message(
+        "{name} has no UDP socket at port {port}; it has {places}.",
+        ("ss --udp --all --numeric --processes",),
+    ),
+    "ipv6-only": Message(
+        "{name} listens at port {port} for IPv6 alone (IPV6_V6ONLY), and {group} is a group of IPv4.",
+        ("ss --udp --listening --numeric --processes 'sport = :{port}'",),
+    ),
     "not-joined": Message(
         "{where} is used by {program}, and no program of this host has joined the group.",
         ("multicast listen {listened}",),
@@ -393,14 +435,33 @@ MESSAGES: dict[str, Message] = {
         ("multicast listen {listened}",),
     ),
     # buffer
+    "reads-nothing": Message(
+        "{program} reads next to nothing: its receive buffer is full, and of {came} packets that came in {seconds} s"
+        " the kernel dropped {dropped} for it.",
+        ("ps -o pid,stat,wchan:24,pcpu,args -p {pid}",),
+    ),
     "overflow": Message(
         "{program} reads too slowly: its receive buffer overflowed, and the kernel dropped {dropped} packets in"
         " {seconds} s.",
         ("sudo sysctl -w net.core.rmem_max={wanted}", "sudo sysctl -w net.core.rmem_default={wanted}"),
     ),
+    "overflow-own-buffer": Message(
+        "{program} reads too slowly: its receive buffer, of the {size} bytes that it asked for itself, overflowed, and"
+        " the kernel dropped {dropped} packets in {seconds} s.",
+        ("ss --udp --listening --numeric --memory --processes 'sport = :{port}'  # the program sets it: SO_RCVBUF",),
+    ),
+    "queue-grows": Message(
+        "{program} reads more slowly than packets come, or not at all: what waits in its socket grew from {before} to"
+        " {queued} bytes in {seconds} s.",
+        ("ps -o pid,stat,wchan:24,pcpu,args -p {pid}",),
+    ),
     "refused-at-socket": Message(
         "{program} gets nothing of this: a filter of its socket or a BPF program of its cgroup refuses all packets.",
         ("sudo bpftool cgroup tree  # shows programs of cgroups; a filter of the socket is in the program itself",),
+    ),
+    "refused-by-cgroup": Message(
+        "{program} gets nothing of this: its socket has no filter, so a BPF program of its cgroup refuses all packets.",
+        ("cat /proc/{pid}/cgroup", "sudo bpftool cgroup tree  # if it is installed"),
     ),
     "refused-here": Message(
         "The kernel gives no packets for {group} to the sockets that are opened here: a BPF program of the cgroup that"

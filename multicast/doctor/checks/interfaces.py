@@ -125,7 +125,9 @@ def check_route(e: Evidence) -> Finding:
         return ok("route", f"not needed with {listed(e.asked)} named")
     if e.group.needs_interface:
         return skip("route", "the group needs an interface, and then no route")
-    status: Status = "fail" if e.lacking else "warn"
+    # What has joined by naming an interface needs no route.
+    joined = e.group.address in [one.group for one in e.joined]
+    status: Status = "fail" if e.lacking and not joined else "warn"
     if e.route is None:
         # Routes go with their interface, and come back with it.
         down = [one.name for one in e.outer if not one.up]

@@ -176,6 +176,9 @@ def _blocked(e: Evidence, rules: tuple[Rule, ...], number: str) -> Finding:
             return skip("firewall", f"{text}, and {listed(e.unread)} did not tell of any")
         return ok("firewall", text)
     words = {**about(e), "rule": rule.name, "allow": rule.allowing(e.group.address, e.group.port)}
+    if rule.action == "translate" and sure:
+        seen = f"{packets(count)} on the wire of {lost[0].interface}, 0 delivered; every one of them matches"
+        return finding("firewall", "fail", "firewall-translates", seen, **{**words, "listing": rule.listing})
     total = f"{packets(count)} on the wire of {lost[0].interface}, 0 delivered"
     counted = f"the rule's counter +{rule.grew}; {total}"
     if rule.grew and sure:
@@ -253,7 +256,8 @@ def _unreported(e: Evidence, places: Sequence[str], protocol: str) -> Finding | 
         if rule is not None and (silent or asked):
             words = {**about(e), "rule": rule.name, "allow": rule.allowing_reports(six), "protocol": protocol}
             seen = f"every query of {protocol} on {interface} matches{heard}"
-            return finding("igmp", "warn", "queries-dropped", seen, **words)
+            # Those that ask do look into memberships.
+            return finding("igmp", "fail" if silent and asked else "warn", "queries-dropped", seen, **words)
     return None
 
 

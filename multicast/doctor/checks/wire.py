@@ -71,14 +71,25 @@ def check_arrival(e: Evidence, explained: Finding | None) -> Finding:
         found = target(e.group.address, numbers[0], sources=e.group.sources)
         words = {**words, "arriving": or_others(numbers), "found": found}
         return finding(name, "fail", "other-port", seen, **words)
-    near = [one for one in incoming if (one.group, one.port) == (e.group.address, e.group.port)]
+    near = [
+        one for one in incoming if (one.group, one.port) == (e.group.address, e.group.port) and not one.astray
+    ]
+    right = [one for one in near if not e.group.sources or one.source in e.group.sources]
+    ports = [one for one in right if one.interface in e.masters]
+    if ports and not e.asked:
+        there = listed(unique(one.interface for one in ports))
+        master = e.masters[ports[0].interface]
+        seen = f"{packets(amount(ports))} on the wire of {there} in {seconds} s, none on {master}"
+        words = {**words, "arriving": there, "master": master}
+        return finding(name, "fail", "lost-in-bridge", seen, **words)
     if near:
         there, senders = listed(unique(one.interface for one in near)), unique(one.source for one in near)
         seen = f"{packets(amount(near))} on the wire of {there} from {listed(senders[:4])} in {seconds} s"
         if e.asked and not any(one.interface in e.asked for one in near):
             named = ",".join(unique(one.interface for one in near))
             return finding(name, "fail", "other-interface", seen, **{**words, "arriving": there, "named": named})
-        return finding(name, "fail", "other-source", seen, **{**words, **_as_it_comes(e, senders)})
+        if e.group.sources:
+            return finding(name, "fail", "other-source", seen, **{**words, **_as_it_comes(e, senders)})
     others = [
         one for one in (*incoming, *e.others) if one.port == e.group.port and one.group != e.group.address
     ]
