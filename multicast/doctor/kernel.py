@@ -81,6 +81,8 @@ class Inside:
     joined: tuple[str, ...] = ()
     #: Whether it has joined some other group.
     elsewhere: bool = False
+    #: Whether it shares its port with others of its user (SO_REUSEPORT).
+    reuseport: bool = False
     #: The size of its receive buffer in bytes, as the kernel counts (SO_RCVBUF).
     rcvbuf: int = 0
 
@@ -383,7 +385,8 @@ def inside(pid: int, number: int, group: str, others: Iterable[str], interfaces:
             joined = tuple(name for index, name in interfaces.items() if _has_joined(copy, group, index))
             elsewhere = any(_has_joined(copy, one, index) for one in others for index in interfaces)
             rcvbuf = opened.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
-            return Inside(filtered, every, joined, elsewhere, rcvbuf)
+            reuseport = bool(opened.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT))
+            return Inside(filtered, every, joined, elsewhere, reuseport, rcvbuf)
     except OSError:
         return None
 

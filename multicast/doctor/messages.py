@@ -410,6 +410,12 @@ MESSAGES: dict[str, Message] = {
         " joined {group} on {arriving}, where it arrives.",
         ("multicast listen {listened}",),
     ),
+    "shared-by-hash": Message(
+        "{program} may get a part of the packets alone: it is the only socket at the port that has joined {group} on"
+        " {arriving}, and {others} has the same port by SO_REUSEPORT; kernels such as 6.18 then give each sender's"
+        " packets to either of them.",
+        ("ss --udp --listening --numeric --processes 'sport = :{port}'",),
+    ),
     "no-program": Message("There is no program {name} on this host.", ("ps -e -o pid,comm,args",)),
     "program-apart": Message(
         "{name} is in another network namespace, as programs in containers are; what arrives there is not seen here.",
@@ -436,7 +442,7 @@ MESSAGES: dict[str, Message] = {
     ),
     # buffer
     "reads-nothing": Message(
-        "{program} reads next to nothing: its receive buffer is full, and of {came} packets that came in {seconds} s"
+        "{program} does not read, or hardly: its receive buffer is full, and of {came} packets that came in {seconds} s"
         " the kernel dropped {dropped} for it.",
         ("ps -o pid,stat,wchan:24,pcpu,args -p {pid}",),
     ),

@@ -127,7 +127,9 @@ def check_route(e: Evidence) -> Finding:
         return skip("route", "the group needs an interface, and then no route")
     # What has joined by naming an interface needs no route.
     joined = e.group.address in [one.group for one in e.joined]
-    status: Status = "fail" if e.lacking and not joined else "warn"
+    if e.route is None and joined:
+        return ok("route", f"there is none for {e.group.address}, which a program that has joined it does not need")
+    status: Status = "fail" if e.lacking else "warn"
     if e.route is None:
         # Routes go with their interface, and come back with it.
         down = [one.name for one in e.outer if not one.up]

@@ -42,10 +42,12 @@ def check_program(e: Evidence) -> Finding:
     strangers = [one for one in e.strangers if e.program is None or one.inode in _inodes(e.program)]
     if came and strangers and not holders:
         return _on_an_own_address(e, strangers)
+    doubt: Finding | None = None
     for holder in holders:
         deaf = _deaf(e, holder, unique(one.source for one in came))
-        if deaf is not None:
+        if deaf is not None and deaf.status == "fail":
             return deaf
+        doubt = doubt or deaf
         words = {**about(e), "program": holder.name}
         if holder.queued and holder.state in ("T", "t"):
             seen = f"{holder.queued} bytes at {holder.address}:{holder.port}, process state {holder.state}"
@@ -92,7 +94,31 @@ def check_program(e: Evidence) -> Finding:
                            **{**words, "source": listed(wanted), "wanted": wanted[0]})
         if {one.source for one in rows if one.excluded >= membership.users}.issuperset(sources):
             return finding(name, "fail", "source-blocked", f"{seen}; refused by all that have joined", **words)
-    return ok(name, f"{words['program']}; joined on {listed(places)}")
+    return _shared_by_hash(e) or doubt or ok(name, f"{words['program']}; joined on {listed(places)}")
+
+
+def _shared_by_hash(e: Evidence) -> Finding | None:
+    """Return that a socket shares its port with others that want nothing of what it wants, and loses packets to them.
+
+    Where a single socket matches a packet to a group, the kernel finds it early (udp_v4_early_demux), and then chooses
+    among all that share the port with it by SO_REUSEPORT, whatever these have joined (inet_steal_sock): seen with 6.18.
+    Our own socket matches too, so while we look all is well. With SO_REUSEADDR alone it does not happen.
+    """
+    for interface in unique(one.interface for one in e.anywhere or e.arrived):
+        for holder in e.judged:
+            sharing = [
+                (one, one.inside)
+                for one in e.holders
+                if (one.address, one.uid, one.device) == (holder.address, holder.uid, holder.device)
+                and one.inside is not None and one.inside.reuseport
+            ]
+            takers = [one for one, told in sharing if told.every or interface in told.joined]
+            if takers == [holder] and len(sharing) > 1:
+                others = [one for one, _ in sharing if one is not holder]
+                seen = f"{len(sharing)} sockets at {where(holder.address, holder.port)}, one has joined on {interface}"
+                words = {**about(e), "program": holder.name, "others": owners(others), "arriving": interface}
+                return finding("program", "warn", "shared-by-hash", seen, **words)
+    return None
 
 
 def _inodes(program: Program) -> set[int]:
@@ -158,7 +184,9 @@ def _deaf(e: Evidence, holder: Holder, sources: list[str]) -> Finding | None:
     if told is not None and not told.every and not set(joined) & set(arriving):
         where_joined = f"joined by it on {listed(joined)}" if joined else "not joined by it"
         seen = f"{group} arrives on {listed(arriving[:4])}, and is {where_joined}; IP_MULTICAST_ALL is off"
-        return finding(name, "fail", "not-joined-itself", seen, **{**words, "arriving": or_others(arriving)})
+        # One that has joined elsewhere may wait for what comes there.
+        status: Status = "fail" if e.program is not None or not joined else "warn"
+        return finding(name, status, "not-joined-itself", seen, **{**words, "arriving": or_others(arriving)})
     return None
 
 
