@@ -362,7 +362,8 @@ def codes(evidence: Evidence) -> dict[str, str]:
 
 
 def test_there_is_a_case_for_each_message() -> None:
-    assert list(CASES) == list(MESSAGES)
+    codes = list(MESSAGES)
+    assert list(CASES) == codes[: codes.index("unsent")]  # those after are in test_doctor_sending.py
 
 
 @pytest.mark.parametrize("code", CASES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import textwrap
 from collections.abc import Collection, Sequence
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from multicast.doctor import Diagnosis, Finding, diagnose
+from multicast.doctor import Comparison, Diagnosis, Finding, Sending, compare_with, diagnose, diagnose_sending
 from multicast.sockets import Group
 
 from ._app import GROUP, SECONDS, command, interfaces_option
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from multicast.sealed import Seal
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red", "skip": "dim"}
+# For how many seconds the report of a sender is waited for, which somebody has to copy.
+_PATIENCE = 600.0
 _WORDS = {"ok": "ok", "warn": "warn", "fail": "FAIL", "skip": "skip"}
 
 
@@ -31,6 +34,8 @@ _WORDS = {"ok": "ok", "warn": "warn", "fail": "FAIL", "skip": "skip"}
         "multicast doctor 239.1.2.3:5000",
         "sudo multicast doctor 239.1.2.3:5000 -i eth0 --from 10.0.0.5",
         "multicast doctor '[ff02::c%eth0]:1900' -w 10 --json",
+        "sudo multicast doctor 239.1.2.3:5000 --sending --json > sender.json",
+        "sudo multicast doctor 239.1.2.3:5000 --compare sender.json",
     ],
 )
 @click.argument("group", metavar="[GROUP]", type=GROUP, default="")
@@ -44,6 +49,11 @@ _WORDS = {"ok": "ok", "warn": "warn", "fail": "FAIL", "skip": "skip"}
               help="Another group that carries the same numbered feed, MoldUDP64 or RTP: what does one of them lack?")
 @click.option("--program", metavar="PID|NAME", default="",
               help="Judge the sockets of this program, and of no other: does it get the packets?")
+@click.option("--sending", is_flag=True,
+              help="Look at what leaves this host for the group instead; to be run on the sender while it sends.")
+@click.option("--compare", "report", metavar="FILE", type=click.Path(dir_okay=False),
+              help="Compare what arrives with what --sending --json has written on the sender, best at the same time. A"
+                   " file that is not there yet is waited for.")
 @key_option("Compare the packets")
 def doctor(
     out: Output,
@@ -53,6 +63,8 @@ def doctor(
     deadline: float,
     lines: tuple[Group, ...],
     program: str,
+    sending: bool,
+    report: str | None,
     seal: Seal | None,
 ) -> Exit:
     """Find out why nothing arrives.
@@ -67,18 +79,28 @@ def doctor(
     """
     if not deadline:
         raise click.UsageError("-w must be more than 0 seconds: what happens in no time cannot be seen")
+    both = sending and report is not None
+    if both or ((sending or report is not None) and (sources or lines or seal or program)):
+        raise click.UsageError("--sending and --compare go with -i, -w and --json, and neither with the other")
     watch = _Watch(out, group, deadline)
+    chosen = interfaces or list(group.interfaces) or None
+    diagnosis: Diagnosis
     try:
-        diagnosis = diagnose(
-            group,
-            interface=interfaces or list(group.interfaces) or None,
-            source=sources or None,
-            wait=deadline,
-            progress=watch.tell,
-            seal=seal,
-            lines=lines,
-            program=program,
-        )
+        if report is not None:
+            return _compare(out, report, group, chosen, deadline, watch)
+        if sending:
+            diagnosis = diagnose_sending(group, interface=chosen, wait=deadline, progress=watch.tell)
+        else:
+            diagnosis = diagnose(
+                group,
+                interface=chosen,
+                source=sources or None,
+                wait=deadline,
+                progress=watch.tell,
+                seal=seal,
+                lines=lines,
+                program=program,
+            )
     finally:
         watch.clear()
     if out.json:
@@ -86,6 +108,32 @@ def doctor(
     else:
         _write_text(out, diagnosis)
     return Exit.YES if diagnosis.healthy else Exit.NO
+
+
+def _compare(
+    out: Output, report: str, group: Group, interfaces: list[str] | None, deadline: float, watch: _Watch
+) -> Exit:
+    """Say what became of what the sender's report tells of."""
+
+    def tell(left: float, packets: int) -> None:
+        watch.tell(left, packets)
+        if not left and not os.path.exists(report):
+            watch.clear()
+            out.say(f"waiting for {printable(report)}, the report of the sender")
+
+    found = compare_with(report, group, interface=interfaces, wait=deadline, patience=_PATIENCE, progress=tell)
+    watch.clear()
+    finding = found.finding
+    if out.json:
+        out.event("check", **_fields(finding))
+        _write_summary(out, found, finding.status != "fail", finding if finding.status == "fail" else None, [
+            finding.code for _ in range(finding.status == "warn")
+        ])  # fmt: skip
+    elif finding.status == "ok":
+        _write(out, "", f"No fault found: {finding.cause}.", "green")
+    else:
+        _write_causes(out, finding, *(("But:", "yellow") if finding.status == "warn" else ("Cause:", "red")))
+    return Exit.NO if finding.status == "fail" else Exit.YES
 
 
 class _Watch:
@@ -123,18 +171,27 @@ class _Watch:
 def _write_json(out: Output, diagnosis: Diagnosis) -> None:
     for finding in diagnosis.findings:
         out.event("check", **_fields(finding))
-    fault = diagnosis.fault
+    if isinstance(diagnosis, Sending):
+        for name, values in diagnosis.report():
+            out.event(name, **values)
+    warnings = [finding.code for finding in diagnosis.warnings]
+    _write_summary(out, diagnosis, diagnosis.healthy, diagnosis.fault, warnings)
+
+
+def _write_summary(
+    out: Output, found: Diagnosis | Comparison, healthy: bool, fault: Finding | None, warnings: list[str]
+) -> None:
     out.event(
         "summary",
-        healthy=diagnosis.healthy,
+        healthy=healthy,
         fault=None if fault is None else _fields(fault),
-        warnings=[finding.code for finding in diagnosis.warnings],
-        group=diagnosis.group.address,
-        port=diagnosis.group.port,
-        sources=diagnosis.group.sources,
-        interfaces=diagnosis.interfaces,
-        packets=diagnosis.packets,
-        seconds=diagnosis.seconds,
+        warnings=warnings,
+        group=found.group.address,
+        port=found.group.port,
+        sources=found.group.sources,
+        interfaces=found.interfaces,
+        packets=found.packets,
+        seconds=found.seconds,
     )
 
 
@@ -159,7 +216,12 @@ def _write_text(out: Output, diagnosis: Diagnosis) -> None:
         _write_causes(out, fault, "Cause:", "red")
         return
     target = where(diagnosis.group.address, diagnosis.group.port)
-    if diagnosis.packets:
+    if isinstance(diagnosis, Sending):
+        left = plural(diagnosis.packets, "packet")
+        text = f"No fault found: {left} for {target} left in {diagnosis.seconds:.3g} s."
+        if not diagnosis.packets:
+            text = f"No fault found; whether anything for {target} leaves takes root to see."
+    elif diagnosis.packets:
         arrived = plural(diagnosis.packets, "packet")
         text = f"No fault found: {arrived} for {target} arrived in {diagnosis.seconds:.3g} s."
     else:  # that nothing arrives is a fault, but where it could not listen

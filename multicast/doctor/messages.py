@@ -487,4 +487,112 @@ MESSAGES: dict[str, Message] = {
         "The C form of the packet path is not in use, which makes it slower and nothing else: {reason}.",
         ("MULTICAST_REQUIRE_EXT=1 pip install --force-reinstall --no-binary multicast-poller multicast-poller",),
     ),
+    # the sender's end
+    "unsent": Message(
+        "Nothing for {where} left this host in {seconds} s, and nothing was found that keeps it back: no program sends"
+        " to it, or not to this address and port.",
+        ("multicast send {target} TEXT  # leaves, and the program sends elsewhere or not at all",),
+    ),
+    "unsent-no-route": Message(
+        "Nothing for {where} left this host, which has no route for {group}: programs that name no interface cannot"
+        " send to it.",
+        ("sudo ip {six}route add {net} dev {interface}", "multicast send -i {interface} {target} TEXT"),
+    ),
+    "egress-filter": Message(
+        "Nothing for {where} left this host, and a filter of tc for what leaves by {interface} may be why.",
+        ("tc -s filter show dev {interface} egress",),
+    ),
+    "unsent-candidate": Message(
+        "Nothing for {where} left this host, and a rule of its firewall may be why: {rule}.",
+        ("{allow}",),
+    ),
+    "queue-drops": Message(
+        "The queue of {interface} ({kind}) drops packets before they leave, {count} in {seconds} s: a shaper, or a rate"
+        " that the interface cannot carry.",
+        ("tc -s qdisc show dev {interface}", "sudo ip link set dev {interface} txqueuelen 10000"),
+    ),
+    "sent-ttl-zero": Message(
+        "The packets for {where} have a TTL of 0, so they stay on this host.",
+        ("multicast send -t 1 {target} TEXT  # the program has to set IP_MULTICAST_TTL to 1 or more",),
+    ),
+    "stays-on-lo": Message(
+        "The packets for {where} go by lo, so they stay on this host.",
+        ("multicast send -i INTERFACE {target} TEXT  # the program has to name the interface",
+         "sudo ip {six}route replace {net} dev INTERFACE"),
+    ),
+    "leaves-elsewhere": Message(
+        "The packets for {where} leave by {arriving}, and not by {interface}.",
+        ("sudo ip {six}route replace {group} dev {interface}", "multicast send -i {interface} {target} TEXT"),
+    ),
+    "by-tunnel": Message(
+        "The packets for {where} leave by {interface} alone, which is not set up for multicast, as VPNs are not.",
+        ("sudo ip {six}route replace {group} dev INTERFACE", "multicast send -i INTERFACE {target} TEXT"),
+    ),
+    "foreign-source": Message(
+        "The packets leave by {interface} with the source {source}, which is no address of it; hosts whose reverse path"
+        " filter is on discard them.",
+        ("multicast send -i {interface} {target} TEXT  # without an address of another interface",),
+    ),
+    "sent-other-mac": Message(
+        "The frames for {group} go to another Ethernet address than that of the group, {mac}, so hosts discard them.",
+        ("ip neighbour show dev {interface}", "tc filter show dev {interface} egress"),
+    ),
+    "sent-fragments": Message(
+        "Packets for {where} are longer than a frame and leave in fragments: where one is lost the packet is, and some"
+        " networks pass none.",
+        ("multicast send -s {most} -f FILE {target}  # the program has to send {most} bytes at most",),
+    ),
+    # both ends
+    "sent-elsewhere": Message(
+        "The report of the sender is about {sent}, and here it was looked for {where}.",
+        ("sudo multicast doctor {there} --compare FILE",),
+    ),
+    "sender-silent": Message(
+        "Nothing left the sender while it was looked at: {reason}",
+        ("sudo multicast doctor {target} --sending  # on the sender, while the program sends",),
+    ),
+    "sender-fault": Message(
+        "What leaves the sender arrives, and its own host keeps the rest back: {reason}",
+        ("sudo multicast doctor {target} --sending  # on the sender, while the program sends",),
+    ),
+    "ttl-spent": Message(
+        "{count} left the sender with a TTL of {ttl} and none arrived: the router {gateway} is between, and passes on"
+        " no packet with a TTL of 1.",
+        ("multicast send -t 32 {target} TEXT  # on the sender",),
+    ),
+    "lost-at-router": Message(
+        "{count} left the sender and none arrived: the router {gateway}, or one behind it, does not forward them.",
+        ("sudo multicast doctor {target}  # on the router",
+         "sudo smcroutectl add INTERFACE {source} {group} INTERFACE  # on each router, by which it comes and goes"),
+    ),
+    "lost-on-link": Message(
+        "{count} left the sender and none arrived, with no router between: a switch between keeps them back, the hosts"
+        " are on different networks, or Wi-Fi filters them.",
+        ("bridge mdb show  # on a Linux bridge; a switch shows what its snooping knows of {group}",
+         "sudo multicast doctor {target} -w 150  # on a host at the same switch as the sender"),
+    ),
+    "lost-by-size": Message(
+        "Long packets are lost on the way: {long} of those in fragments arrived, and {short} of the others.",
+        ("multicast send -s 1452 -f FILE {target}  # on the sender",
+         "ping -M do -s 1472 {source}  # shows where the MTU is smaller"),
+    ),
+    "lost-by-source": Message(
+        "The packets of {lost} are lost on the way ({share} arrived), and those of {good} are not.",
+        ("sudo multicast doctor {target} --from {lost}",),
+    ),
+    "lost-in-part": Message(
+        "{share} of the packets that left the sender arrived: a limit of the rate, an overloaded device, or a lossy"
+        " line on the way.",
+        ("tc -s qdisc show  # on each router", "sudo multicast doctor {target}  # on each router of the way"),
+    ),
+    "lost-by-rate": Message(
+        "The sender sends {sent} packets a second and {came} arrive. The looks were at different times, so this is sure"
+        " only where the rate is steady.",
+        ("sudo multicast doctor {target} --compare FILE  # begun when the sender's is begun",),
+    ),
+    "translated": Message(
+        "The packets arrive with the source {found}, and left with {source}: their address is translated on the way,"
+        " and joins for {source} get nothing.",
+        ("multicast listen {listened}",),
+    ),
 }

@@ -466,28 +466,28 @@ def takes_bursts() -> bool:
 _WIRE_FILTER = (
     (0x28, 0, 0, 0xFFFFF000),  # A = the protocol of the frame
     (0x15, 0, 3, 0x0800),  # IPv4?
-    (0x30, 0, 0, 16),  # A = first byte of the destination
+    (0x30, 0, 0, 0xFFF00010),  # A = first byte of the destination, from where IP begins (SKF_NET_OFF)
     (0x54, 0, 0, 0xF0),
     (0x15, 3, 4, 0xE0),
     (0x15, 0, 3, 0x86DD),  # IPv6?
-    (0x30, 0, 0, 24),
+    (0x30, 0, 0, 0xFFF00018),
     (0x15, 0, 1, 0xFF),
     (0x06, 0, 0, 256),
     (0x06, 0, 0, 0),
 )
 
 
-def open_wire() -> socket.socket:
+def open_wire(frames: bool = False) -> socket.socket:
     """Open a non-blocking packet socket (packet(7)) that sees what goes to groups, on all interfaces, in and out.
 
-    Each packet starts with its IP header and is cut to 256 bytes. Interfaces are not made promiscuous, so what a
-    network card filters out is not seen. Copies that the kernel makes for members on the sending host are not shown
-    either, and what goes by ``lo`` is shown twice. Raises `PermissionError` without CAP_NET_RAW.
+    Each packet starts with its IP header, with `frames` with what stands before that, and is cut to 256 bytes.
+    Interfaces are not made promiscuous, so what a network card filters out is not seen. Copies that the kernel makes
+    for members on the sending host are not shown either, and what goes by ``lo`` is shown twice. Raises
+    `PermissionError` without CAP_NET_RAW.
     """
     everything = socket.htons(3)  # ETH_P_ALL in linux/if_ether.h
-    opened = socket.socket(
-        socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, everything
-    )
+    kind = socket.SOCK_RAW if frames else socket.SOCK_DGRAM
+    opened = socket.socket(socket.AF_PACKET, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, everything)
     try:
         _attach(opened, _WIRE_FILTER)  # a packet may have come in before; who reads must look at the destination
         opened.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)

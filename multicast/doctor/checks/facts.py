@@ -22,6 +22,7 @@ __all__ = [
     "lasted",
     "leaving_facts",
     "listed",
+    "mac_of",
     "message_facts",
     "ok",
     "or_others",
@@ -228,6 +229,13 @@ def stays_on_link(group: str) -> bool:
     """Whether no router forwards the group, whatever the TTL: 224.0.0.0/24, and IPv6 scopes 1 and 2."""
     packed = ipaddress.ip_address(group).packed
     return packed[:3] == b"\xe0\0\0" if len(packed) == 4 else packed[1] & 15 in (1, 2)
+
+
+def mac_of(group: str) -> str:
+    """Return the Ethernet address of a group (RFC 1112 section 6.4, RFC 2464 section 7)."""
+    packed = ipaddress.ip_address(group).packed
+    octets = b"\x33\x33" + packed[-4:] if len(packed) == 16 else bytes([1, 0, 0x5E, packed[1] & 0x7F, *packed[2:]])
+    return octets.hex(":")
 
 
 def kernel_joins(address: str) -> bool:

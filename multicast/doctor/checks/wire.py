@@ -15,6 +15,7 @@ from .facts import (
     finding,
     lasted,
     listed,
+    mac_of,
     ok,
     or_others,
     packets,
@@ -177,7 +178,7 @@ def check_address(e: Evidence) -> Finding:
         seen = f"{packets(amount(e.astray))} from {one.source} on the wire of {one.interface} in {lasted(e)} s"
         kind, _, number = one.astray.partition(" ")
         if kind == "mac":
-            return finding(name, "fail", "other-mac", seen, **{**words, "mac": _mac(e.group.address)})
+            return finding(name, "fail", "other-mac", seen, **{**words, "mac": mac_of(e.group.address)})
         if kind == "vlan":
             return finding(name, "fail", "vlan-tag", seen, **{**words, "vlan": f"VLAN {number}", "number": number})
         return finding(name, "fail", "bad-length", seen, **words)
@@ -197,13 +198,6 @@ def check_address(e: Evidence) -> Finding:
     if e.wire is None:
         return skip(name, "only the wire tells, which needs root")
     return ok(name, "nothing that the kernel would not take")
-
-
-def _mac(group: str) -> str:
-    """Return the Ethernet address of a group (RFC 1112 section 6.4, RFC 2464 section 7)."""
-    packed = ipaddress.ip_address(group).packed
-    octets = b"\x33\x33" + packed[-4:] if len(packed) == 16 else bytes([1, 0, 0x5E, packed[1] & 0x7F, *packed[2:]])
-    return octets.hex(":")
 
 
 def _martian(e: Evidence, one: Seen) -> bool:
