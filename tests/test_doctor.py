@@ -736,7 +736,7 @@ def test_a_bridge_whose_members_suffer_is_no_reason_for_silence_on_the_host() ->
 
 def test_commands_quote_what_shells_would_take_for_patterns() -> None:
     (found,) = [one for one in checks.judge(replace(SILENT, group=Group("ff15::1", 5000))) if one.code == "nothing"]
-    assert found.fixes[1:] == ("multicast send '[ff15::1]:5000' TEXT  # on the sender",)
+    assert found.fixes[1:] == ("sudo multicast doctor '[ff15::1]:5000' --sending  # on the sender",)
 
 
 def test_what_this_host_sends_is_no_reason_where_the_packets_come_or_it_sends_none() -> None:

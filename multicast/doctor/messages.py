@@ -137,7 +137,8 @@ MESSAGES: dict[str, Message] = {
     "nothing": Message(
         "Nothing for {where} reached this host in {seconds} s, and no fault was found on it: nothing was sent"
         " meanwhile, or the sender, a switch or a router keeps it back.",
-        ("sudo {again} -w 60  # where packets are rare", "multicast send {target} TEXT  # on the sender"),
+        ("sudo {again} -w 60  # where packets are rare",
+         "sudo multicast doctor {target} --sending  # on the sender"),
     ),
     "nothing-unseen": Message(
         "Nothing for {where} was delivered in {seconds} s; whether it reached this host takes root to see.",
