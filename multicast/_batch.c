@@ -461,7 +461,7 @@ typedef struct {
     unsigned char last_raw[RAW];
     /* The address of all packets read last; NULL where they had several. */
     PyObject *origin;
-    /* What was read last: the two lists, what is left of the packets, and that with the addresses. */
+    /* What was read last: the two lists, and what is left of the packets; and that with the addresses, by a caller. */
     PyObject *batch;
     PyObject *left;
     PyObject *unread;
@@ -489,23 +489,19 @@ typedef struct {
 /* Make of two lists what was read last; -1 with an exception, and nothing changed, where memory is not enough. */
 static int keep(Reader *reader, PyObject *packets, PyObject *addresses)
 {
-    PyObject *batch = PyTuple_Pack(2, packets, addresses), *left = PyObject_GetIter(packets), *unread = NULL;
-    if (left != NULL)
-        unread = PyObject_CallFunctionObjArgs((PyObject *)&PyZip_Type, left, addresses, NULL);
-    int failed = batch == NULL || unread == NULL;
-    if (!failed) {
-        PyObject *before[] = {reader->batch, reader->left, reader->unread};
-        reader->batch = batch;
-        reader->left = left;
-        reader->unread = unread;
-        batch = before[0];
-        left = before[1];
-        unread = before[2];
+    PyObject *batch = PyTuple_Pack(2, packets, addresses), *left = PyObject_GetIter(packets);
+    if (batch == NULL || left == NULL) {
+        Py_XDECREF(batch);
+        Py_XDECREF(left);
+        return -1;
     }
-    Py_XDECREF(batch);
-    Py_XDECREF(left);
-    Py_XDECREF(unread);
-    return failed ? -1 : 0;
+    PyObject *before[] = {reader->batch, reader->left, reader->unread};
+    reader->batch = batch;
+    reader->left = left;
+    reader->unread = NULL;
+    for (int i = 0; i < 3; i++)
+        Py_XDECREF(before[i]);
+    return 0;
 }
 
 static int reader_init(PyObject *object, PyObject *args, PyObject *kwargs)

@@ -176,9 +176,10 @@ class Reader:
         self.origin: Address | None = None
         #: What was read last: packets and addresses, as `receive` returned them.
         self.batch: tuple[list[bytes], list[Address]] = [], []
-        #: What is left of these packets for a caller that takes them from here, and the same with their addresses.
+        #: What is left of these packets for a caller that takes them from here, and the same with their addresses, made
+        #: by that caller; None for each batch that comes.
         self.left: Iterator[bytes] = iter(self.batch[0])
-        self.unread: Iterator[tuple[bytes, Address]] = zip(self.left, self.batch[1], strict=False)
+        self.unread: Iterator[tuple[bytes, Address]] | None = None
         #: Packets, bytes and cut packets read so far.
         self.packets = 0
         self.bytes = 0
@@ -331,11 +332,10 @@ def receive(reader: Reader, limit: int = LIMIT) -> tuple[list[bytes], list[Addre
     # A turn is about LIMIT packets, however many of them come in each datagram.
     slots = max(1, LIMIT // -(-len(packets) // len(raw))) if offload and raw else reader._slots
     origin = addresses[0] if len(set(map(id, addresses))) == 1 else None
-    left = iter(packets)
-    r, both, pairs = reader, (packets, addresses), zip(left, addresses, strict=False)
+    r, left, both = reader, iter(packets), (packets, addresses)
     # One step.
     r.packets, r.bytes, r.truncated, r.origin, r.batch, r.left, r.unread, r._slots, r._raw = (
-        r.packets + len(packets), r.bytes + total, r.truncated + cut, origin, both, left, pairs, slots, []
+        r.packets + len(packets), r.bytes + total, r.truncated + cut, origin, both, left, None, slots, []
     )  # fmt: skip
     return packets, addresses
 

@@ -225,7 +225,7 @@ def test_what_was_read_is_kept_until_there_is_memory_for_it(
         receive(reader)
         port = reader.batch[1][0].port
         reader = multicast.batch.Reader(listener.socket, 100, details=details, offload=offload)
-        assert each_place(trial) > 3
+        assert each_place(trial) > 1
 
 
 # -- sending -------------------------------------------------------------------------------------------------

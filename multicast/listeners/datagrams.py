@@ -29,6 +29,8 @@ _TURN = 0.001
 # The clock is read after so many packets at the most. A handler that suddenly becomes slow holds the other objects back
 # for so many calls, once.
 _MOST_UNTIMED = 16
+# The batch of a reader that has none, and what is left of it.
+_NONE: tuple[tuple[list[bytes], list[Address]], Iterator[bytes]] = ([], []), iter(())
 
 
 class Statistics(NamedTuple):
@@ -233,8 +235,6 @@ class DatagramListener(Dispatcher):
                 self._deliver_batch(share)
             else:
                 self._deliver_packets(share)
-            if length_hint(self._socket_reader.left):
-                self.poller.revisit(self)
         except BaseException:
             self._resume()
             raise
@@ -257,8 +257,12 @@ class DatagramListener(Dispatcher):
         reader, accept, handle = self._socket_reader, self._passes_filter, self.handle_packet
         close: Callable[[], object] = self.close
         left, only = reader.left, reader.origin
-        source: Iterator[Any] = left if accept is None and only is not None else reader.unread
-        waiting, delivered = length_hint(left), 0
+        source: Any = left
+        if accept is not None or only is None:
+            if reader.unread is None:
+                reader.unread = zip(left, reader.batch[1])  # noqa: B905 -- `_forget_unread` makes one shorter
+            source = reader.unread
+        waiting, delivered, refused = length_hint(left), 0, 0
         began = monotonic()
         packet: Any = None  # else the one that the filter has not decided on
         try:
@@ -269,7 +273,7 @@ class DatagramListener(Dispatcher):
                         if accept(packet, addr):
                             mine, packet = packet, None; handle(mine, addr) and close()  # noqa: E702
                         else:
-                            self._filter_refused += 1; packet = None  # noqa: E702
+                            refused += 1; packet = None  # noqa: E702
                 elif only is not None:
                     for mine in some: handle(mine, only) and close()  # noqa: E701
                 else:
@@ -289,43 +293,46 @@ class DatagramListener(Dispatcher):
                     break
                 if not rest:
                     break
+            self._filter_refused += refused
         except BaseException as error:
+            self._filter_refused += refused
             if packet is not None and not isinstance(error, Exception):  # what the filter raises refuses its packet
                 packets, addresses = self._socket_reader.batch
                 place = len(packets) - length_hint(self._socket_reader.left)
                 packets.insert(place, packet)
                 addresses.insert(place, addr)
             raise
-        if not length_hint(reader.left):
+        if length_hint(self._socket_reader.left):
+            self.poller.revisit(self)
+        else:
             reader.batch[0].clear()  # they need not live until the next ones come
 
     def _deliver_batch(self, share: int) -> None:
         """Give what was read and passes the filter to `handle_packets`; see how many a millisecond is enough for."""
         reader, accept = self._socket_reader, self._passes_filter
-        packets, addresses = reader.batch
-        refused = 0
+        packets, addrs = reader.batch
+        seen, less = self._verdicts, 0
         if accept is not None:
             # A filter that raises has refused its packet; what it said of those before is kept for the next turn.
-            seen = self._verdicts
             try:
-                seen.extend(map(accept, islice(packets, len(seen), None), islice(addresses, len(seen), None)))
+                seen.extend(map(accept, islice(packets, len(seen), None), islice(addrs, len(seen), None)))
             except Exception:
-                del packets[len(seen)], addresses[len(seen)]
+                del packets[len(seen)], addrs[len(seen)]
                 raise
             passed = list(compress(packets, seen))
-            refused = len(packets) - len(passed)
-            packets, addresses = passed, list(compress(addresses, seen))
-        gone: Any = ([], []), iter(()), [], self._filter_refused + refused
+            less = len(packets) - len(passed)
+            packets, addrs = passed, list(compress(addrs, seen))
         if not packets:
-            reader.batch, reader.left, self._verdicts, self._filter_refused = gone
+            reader.batch, reader.left = _NONE; del seen[:]; self._filter_refused += less  # noqa: E702
             return
-        reader.unread = iter(())  # not used here, and it would keep the packets until the next come
-        handle = self.handle_packets
-        count = len(packets)
+        call, count = self.handle_packets, len(packets)
         began = monotonic()
         try:
-            reader.batch, reader.left, self._verdicts, self._filter_refused = gone; done = handle(packets, addresses)  # noqa: E702
-            if done:
+            if accept is None:
+                reader.batch, reader.left = _NONE; end = call(packets, addrs)  # noqa: E702
+            else:
+                reader.batch, reader.left = _NONE; del seen[:]; self._filter_refused += less; end = call(packets, addrs)  # noqa: E702
+            if end:
                 self.close()
         finally:
             taken = monotonic() - began
@@ -337,10 +344,8 @@ class DatagramListener(Dispatcher):
     def _open_batch(self) -> None:
         """Put what is in the sealed packets in their place."""
         reader = self._socket_reader
-        packets, addresses = both = self._open_packets(*reader.batch)
-        left = iter(packets)
-        pairs = zip(left, addresses, strict=False)
-        reader.batch, reader.left, reader.unread, self._opened_batch = both, left, pairs, both
+        both = packets, _ = self._open_packets(*reader.batch)
+        reader.batch, reader.left, reader.unread, self._opened_batch = both, iter(packets), None, both
 
     def _open_packets(self, packets: list[bytes], addresses: list[Address]) -> tuple[list[bytes], list[Address]]:
         """Return what is in the sealed packets that are accepted, and their addresses."""

@@ -278,7 +278,7 @@ class Reader:
     def _keep(self, packets: list[bytes], addresses: list[Address]) -> None:
         self.batch = packets, addresses
         self.left = iter(packets)
-        self.unread = zip(self.left, addresses, strict=False)
+        self.unread = None
 
 
 class Writer:
