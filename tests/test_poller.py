@@ -19,7 +19,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from helpers import (
@@ -242,6 +242,21 @@ def test_descriptor_0_is_one_like_any_other() -> None:
             return 0
 
     assert number_of(Zero()) == 0
+
+
+def test_a_dispatcher_may_have_its_own_new(poller: Poller) -> None:
+    class Labelled(Connection):
+        given: tuple[Any, ...]
+
+        def __new__(cls, *args: Any, **options: Any) -> Self:
+            instance = super().__new__(cls)
+            instance.given = (args, options)
+            return instance
+
+    labelled = Labelled(poller, reaction=None)
+    assert labelled.given == ((poller,), {"reaction": None})
+    assert labelled in poller
+    labelled.close()
 
 
 def test_urgent_data_is_read(poller: Poller) -> None:
