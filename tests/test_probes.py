@@ -418,6 +418,13 @@ def test_of_pings_that_all_arrived_none_was_lost() -> None:
     assert (found.lost(1), found.lost_there(1)) == (0, 0)
 
 
+def test_of_a_responder_that_gave_a_report_alone_the_way_is_not_known() -> None:
+    ledger = Ledger(1)
+    ledger.take(Probe(Kind.REPORT, 1, 1, 0, 64, 3, Peer(7)).encode(), 0.1, "10.0.0.9", 61)
+    (found,) = ledger
+    assert (found.replies, found.hops, found.hops_back, found.times.count) == (0, None, None, 0)
+
+
 def test_answers_of_other_sessions_are_none() -> None:
     ledger, bob = Ledger(), Hearing()
     packet = answer(bob, ping(1, ledger.session ^ 1))
