@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import helpers
@@ -567,6 +568,32 @@ def test_packets_of_ignored_senders_are_filtered(poller: Poller, free_port: int)
     turns(poller)  # the sender is closed, and its last packet comes now
     assert listener.packets == [b"other"]
     assert listener.statistics().filtered == 3
+
+
+@pytest.mark.parametrize("host, heard", [("127.0.0.1", 0), ("0.0.0.0", 0), ("10.9.8.7", 1)])  # noqa: S104
+def test_a_sender_is_ignored_by_its_address_and_port(poller: Poller, free_port: int, host: str, heard: int) -> None:
+    with multicast.Sender(port=free_port, ttl=0) as sender:
+        assert sender.address is not None
+        ignored = SimpleNamespace(address=(host, sender.address[1]))
+        listener = Keeper(port=free_port, ignore=[ignored], poller=poller, **ON_LO)
+        sender.send("x")
+        turns(poller)
+    assert len(listener.packets) == heard
+
+
+def test_a_packet_for_a_single_address_tells_it(poller: Poller) -> None:
+    class Plain(DatagramListener):
+        def handle_packet(self, packet: bytes, addr: Address) -> object:
+            got.append((packet, addr.group))
+            return True
+
+    got: list[tuple[bytes, str | None]] = []
+    for ip in ("127.0.0.1", "0.0.0.0"):  # noqa: S104 -- on lo, for a moment
+        plain = Plain(None, ip, 0, poller=poller)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+            other.sendto(ip.encode(), ("127.0.0.1", plain.address[1]))
+        turns(poller)
+    assert got == [(b"127.0.0.1", "127.0.0.1"), (b"0.0.0.0", None)]
 
 
 def test_ignored_senders_go_together_with_a_filter(poller: Poller, free_port: int) -> None:
@@ -1310,6 +1337,28 @@ class Watchful(Keeper):
 
     def handle_silence(self, seconds: float) -> None:
         self.silences.append(seconds)
+
+
+def test_what_the_handler_of_silence_raises_goes_where_other_errors_go(free_port: int) -> None:
+    class Raising(Watchful):
+        def handle_silence(self, seconds: float) -> None:
+            raise ZeroDivisionError
+
+    class Careful(Raising):
+        def handle_error(self, error: Exception) -> None:
+            errors.append(error)
+
+    clock, errors = Clock(), list[Exception]()
+    with Poller(clock=clock) as poller:
+        Careful(port=free_port, poller=poller)
+        clock.advance(2)
+        poller.poll()
+        assert [type(error) for error in errors] == [ZeroDivisionError]
+    with Poller(clock=clock) as poller:
+        Raising(port=free_port, poller=poller)
+        clock.advance(2)
+        with pytest.raises(ZeroDivisionError):
+            poller.poll()
 
 
 def test_silence_is_told_again_and_again_until_a_packet_comes(free_port: int) -> None:
