@@ -46,7 +46,7 @@
 #endif
 
 enum {
-    FORM = 3,            /* raised, here and in batch.py, whenever what one asks of the other changes */
+    FORM = 4,            /* raised, here and in batch.py, whenever what one asks of the other changes */
     LIMIT = 64,          /* datagrams in one system call */
     LONGEST = 65535,     /* bytes of the longest datagram, and of the longest burst that the kernel joins */
     SEGMENTS = 64,       /* datagrams in one burst sent: older kernels take no more (UDP_MAX_SEGMENTS) */
@@ -1352,7 +1352,7 @@ done:
 static const char take_doc[] =
     "take(packets, into, count, longest)\n--\n\n"
     "Append up to `count` packets from the iterator `packets` to the list `into`, as they go on the wire.\n\n"
-    "Raises what the iterator raises and what `encode` does; the list then holds what came before.";
+    "A None among them ends it, and is left out; return whether one did. Raises what the iterator raises and what `encode` does; the list then holds what came before.";
 
 static PyObject *take(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
@@ -1375,6 +1375,17 @@ static PyObject *take(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
                 return NULL;
             break;
         }
+        if (packet == Py_None) {
+            Py_DECREF(packet);
+            Py_RETURN_TRUE;
+        }
+        if (PyUnicode_CheckExact(packet)) { /* without Python code, where a signal handler could raise */
+            PyObject *text = packet;
+            packet = PyUnicode_AsUTF8String(text);
+            Py_DECREF(text);
+            if (packet == NULL)
+                return NULL;
+        }
         if (!PyBytes_CheckExact(packet) || PyBytes_Size(packet) > longest) {
             PyObject *encoded = PyObject_CallFunctionObjArgs(state->encode, packet, args[3], NULL);
             Py_DECREF(packet);
@@ -1387,7 +1398,7 @@ static PyObject *take(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
         if (failed < 0)
             return NULL;
     }
-    Py_RETURN_NONE;
+    Py_RETURN_FALSE;
 }
 
 /* -- the module --------------------------------------------------------------------------------------------------- */

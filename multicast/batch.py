@@ -43,7 +43,7 @@ ENGINE = "python"
 LIMIT = 64
 
 # The C form and this file belong together. Raised whenever what one asks of the other changes.
-FORM = 3
+FORM = 4
 _LONGEST = 65535
 _ADDRESSES = 4096
 # A name is looked up again after so many seconds: an index is never given twice, but a name may change.
@@ -253,13 +253,17 @@ def encode(packet: object, longest: int = 65507, overhead: int = 0) -> bytes:
     return data
 
 
-def take(packets: Iterator[object], into: list[bytes], count: int, longest: int) -> None:
+def take(packets: Iterator[object], into: list[bytes], count: int, longest: int) -> bool:
     """Append up to `count` packets from the iterator `packets` to the list `into`, as they go on the wire.
 
-    Raises what the iterator raises and what `encode` does; the list then holds what came before.
+    A None among them ends it, and is left out; return whether one did. Raises what the iterator raises and what
+    `encode` does; the list then holds what came before.
     """
     for packet in islice(packets, count):
+        if packet is None:
+            return True
         into.append(packet if type(packet) is bytes and len(packet) <= longest else encode(packet, longest))
+    return False
 
 
 _known: dict[Any, Address] = {}

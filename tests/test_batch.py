@@ -400,7 +400,7 @@ def test_a_subclass_of_bytes_or_str_is_a_packet(form: Any) -> None:
     assert into == [b"one", b"two"]
 
 
-@pytest.mark.parametrize("bad", [None, 5, 1.5, object(), ["x"], ("x",)], ids=helpers.name)
+@pytest.mark.parametrize("bad", [5, 1.5, object(), ["x"], ("x",)], ids=helpers.name)
 def test_anything_else_is_no_packet(form: Any, bad: object) -> None:
     with pytest.raises(PacketTypeError, match="a packet is bytes-like or text"):
         form.encode(bad)
@@ -428,6 +428,18 @@ def test_what_is_too_long_is_told_how_much_each_family_sends_in_one_piece(
 ) -> None:
     with pytest.raises(PacketSizeError, match=f"{longest} at most; up to {whole} avoid fragments"):
         form.encode(bytes(longest + 1), longest)
+
+
+def test_a_none_ends_what_is_taken(form: Any) -> None:
+    with pytest.raises(PacketTypeError, match="a packet is bytes-like or text, not NoneType"):
+        form.encode(None)
+    source, into = iter(["a", b"b", None, "c", None]), [b"0"]
+    assert form.take(source, into, 10, 65507) is True
+    assert into == [b"0", b"a", b"b"]
+    assert form.take(source, into, 1, 65507) is False
+    assert into[3:] == [b"c"]
+    assert form.take(source, into, 10, 65507) is True
+    assert form.take(source, into, 10, 65507) is False
 
 
 def test_no_more_are_taken_than_asked_for(form: Any) -> None:

@@ -354,7 +354,8 @@ def test_packets_are_taken_as_they_go_on_the_wire(batch: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong, error", [(5, multicast.PacketTypeError), (b"x" * 11, multicast.PacketSizeError), (None, TypeError)]
+    "wrong, error",
+    [(5, multicast.PacketTypeError), (b"x" * 11, multicast.PacketSizeError), ("x" * 11, multicast.PacketSizeError)],
 )
 def test_what_came_before_a_mistake_is_kept(batch: Any, wrong: Any, error: type[Exception]) -> None:
     into: list[bytes] = []

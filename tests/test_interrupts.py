@@ -36,7 +36,7 @@ def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     """Use one form of `multicast.batch`."""
     if request.param == "python":
         module = helpers.batch_with(None)
-        for name in ("Reader", "Writer", "receive", "send", "take"):
+        for name in ("ENGINE", "Reader", "Writer", "receive", "send", "take"):
             monkeypatch.setattr(multicast.batch, name, getattr(module, name))
     elif multicast.batch.ENGINE != "c":
         pytest.skip("the C form is not built")

@@ -54,6 +54,8 @@ _ROUTE_PAUSE = 1.0
 _TICK = 0.0005
 # How far a paced sender may fall behind and still catch up, so that the mean rate holds.
 _LAG = 0.5
+# So many packets are taken from the iterable of a sender without pace before it is looked whether it is slow.
+_STEP = 8
 
 
 class SenderStatistics(NamedTuple):
@@ -238,6 +240,8 @@ class Multicaster(Dispatcher):
             if paced and self._next_due > horizon:
                 return False
             encode, longest, taken = self._encode, self.group.longest, self._taken_packets
+            if not paced and self._drawn is None and encode is batch.encode and batch.ENGINE == "c":
+                return self._take_many(self._packet_iterator)
             source = self._packet_iterator if self._drawn is None else chain((self._drawn,), self._packet_iterator)
             due = self._next_due
             began = time.perf_counter()
@@ -261,6 +265,23 @@ class Multicaster(Dispatcher):
         except Exception as error:
             # What was taken before is sent first; then the sender ends with this.
             self._iterable_ended, self._iterable_failure = True, error
+        return False
+
+    def _take_many(self, source: Iterator[Any]) -> bool:
+        """Take up to a batch, a few in each call of C, in which no signal handler raises; return as `_take_due`."""
+        taken, longest = self._taken_packets, self.group.longest
+        began = time.perf_counter()
+        while (wanted := min(_STEP, self._batch_size - len(taken))) > 0:
+            before = len(taken)
+            if batch.take(source, taken, wanted, longest):
+                return True
+            if len(taken) < before + wanted:
+                self._iterable_ended = True
+                return False
+            if time.perf_counter() - began > SLOW:
+                self._batch_size = 1
+                return False
+        self._batch_size = min(2 * self._batch_size, batch.LIMIT)
         return False
 
     def _send_taken(self) -> bool:

@@ -70,7 +70,8 @@ class Transmission:
             chunk: list[bytes] = []
             began = time.perf_counter()
             try:
-                batch.take(self._packet_iterator, chunk, size or 1, self._to.longest)
+                if batch.take(self._packet_iterator, chunk, size or 1, self._to.longest):
+                    batch.encode(None)  # says what is wrong with it
             except Exception as error:
                 failure = error  # raised when what came before it is sent
             if self._chunk is None:
