@@ -11,6 +11,7 @@ import struct
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -20,6 +21,7 @@ from helpers import PATIENCE, Clock, Keeper, Script, turns
 
 import multicast
 from multicast import Address, MulticastListener, Poller
+from multicast.capture import Reader, Recorder
 from multicast.discovery import Requester
 from multicast.sockets import DEFAULT_IP
 from multicast.streams import Lines, Prefixed, Stream
@@ -469,3 +471,34 @@ def test_every_byte_of_a_stream_is_sent_once_and_its_end_too() -> None:
         return where
 
     assert each_place(trial) > 50
+
+
+# -- recording -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("filter", [None, "[0-9]*[02468]$"], ids=["all", "expression"])
+def test_every_packet_is_recorded_once(filter: Any, free_port: int, tmp_path: Path) -> None:
+    wanted = PACKETS if filter is None else PACKETS[::2]
+    path = tmp_path / "feed.pcapng"
+
+    def trial(place: int) -> str:
+        with Poller() as poller:
+            recorder = Recorder(path, filter, port=free_port, interface="lo", poller=poller)
+
+            def recorded() -> None:
+                poller.poll()
+                recorder.file.flush()
+
+            sender.send(PACKETS)
+            where = interrupted(place, recorded)
+            turns(poller, 3)
+            counted = recorder.statistics()
+            assert (counted.packets, counted.delivered, counted.filtered) == (10, len(wanted), 10 - len(wanted)), where
+            recorder.close()
+            assert recorder.file.packets == len(wanted), where
+        with Reader(path) as packets:
+            assert [packet.payload for packet in packets] == wanted, where
+        return where
+
+    with multicast.Sender(port=free_port, ttl=0, interface="lo") as sender:
+        assert each_place(trial) > 100

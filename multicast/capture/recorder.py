@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterable
 from itertools import compress
+from operator import length_hint
 from typing import Any
 
 from multicast import batch
@@ -104,6 +105,7 @@ class Recorder(MulticastListener):
         self._joined = tuple(interface.name for interface in self.interfaces)
         self._limit = limit
         self._told = 0  # drops that the file knows of
+        self._file_had = 0  # packets, before the batch that is being written
         self._own_file = not isinstance(path, Writer)
         self._recording = True
 
@@ -138,31 +140,54 @@ class Recorder(MulticastListener):
         if file.closed:  # by another recorder, for the disk is full
             self.close()
             return False
-        packets, addrs = batch.receive(self._socket_reader)
-        if not packets:
+        if not self._to_write[0] and not self._take_batch():
             return False
-        kept = packets
-        if self._opener is not None:
-            packets, addrs = self._open_packets(packets, addrs)
-            kept = self._opened_sealed if self._keep_sealed else packets
-        accept = self._passes_filter
-        if accept is not None:
-            passed = [accept(*pair) for pair in zip(packets, addrs, strict=True)]
-            kept, addrs = list(compress(kept, passed)), list(compress(addrs, passed))
-            self._filter_refused += len(packets) - len(kept)
-        packets = self.kept(kept)
-        if self._limit is not None:
-            room = max(0, self._limit - file.packets)
-            self._unread_forgotten += max(0, len(packets) - room)
-            packets, addrs = packets[:room], addrs[:room]
         try:
-            file.extend(packets, addrs, self.group.address, self.group.port)
+            self._file_had = file.packets
+            file.extend(*self._to_write, self.group.address, self.group.port)
+            self._to_write = [], []
         except OSError:
+            self._to_write = [], []
             self.close()
             raise
         if self.complete:
             self.close()
         return True
+
+    def _take_batch(self) -> bool:
+        """Receive one batch, and find out what of it is to be written; return whether there was any."""
+        reader = self._socket_reader
+        if not length_hint(reader.left):
+            batch.receive(reader)
+            if not reader.batch[0]:
+                return False
+        if self._opener is not None and self._opened_batch is not reader.batch:
+            self._open_batch()
+        packets, addrs = reader.batch
+        kept = self._opened_sealed if self._keep_sealed else packets
+        accept = self._passes_filter
+        if accept is not None:
+            passed = [accept(*pair) for pair in zip(packets, addrs, strict=True)]
+            kept, addrs = list(compress(kept, passed)), list(compress(addrs, passed))
+        refused, forgotten = self._filter_refused + len(packets) - len(kept), self._unread_forgotten
+        packets = self.kept(kept)
+        if self._limit is not None:
+            room = max(0, self._limit - self.file.packets)
+            forgotten += max(0, len(packets) - room)
+            packets, addrs = packets[:room], addrs[:room]
+        gone: Any = (packets, addrs), ([], []), iter(()), refused, forgotten
+        self._to_write, reader.batch, reader.left, self._filter_refused, self._unread_forgotten = gone  # one step
+        return True
+
+    def _resume(self) -> None:
+        done = max(0, self.file.packets - self._file_had)  # of a batch whose writing was interrupted
+        self._to_write = self._to_write[0][done:], self._to_write[1][done:]
+        self._file_had += done
+        super()._resume()
+
+    @property
+    def _waiting(self) -> int:
+        return super()._waiting + len(self._to_write[0])
 
     @property
     def complete(self) -> bool:
@@ -217,6 +242,7 @@ class Recorder(MulticastListener):
             self._tell_drops()
 
     _closing = _recording = _own_file = False
+    _to_write: tuple[list[bytes], list[Address]] = [], []  # taken from the reader
     _timer: Timer | None = None
 
     def close(self) -> None:

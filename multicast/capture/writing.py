@@ -178,6 +178,9 @@ class Writer:
         self._statistics_due = False
         self._templates: dict[Any, _Template] = {}
         self._blocks: list[bytes] = []
+        # Taken from the blocks and not all in the file: as it is, and as it is stored; and how much of that is written.
+        self._outgoing = b"", b""
+        self._written: list[int] = []
         self._gathered = 0
         self._size = 0  # bytes of this file, before compression
         self._stored = 0  # bytes of it on the disk
@@ -332,12 +335,12 @@ class Writer:
     @property
     def _started(self) -> bool:
         """Whether this file has its head, written or about to be."""
-        return bool(self._size or self._blocks)
+        return bool(self._size or self._outgoing[0] or self._blocks)
 
     @property
     def _between_files(self) -> bool:
         """Whether the last file has its size, and there is nothing yet for the next."""
-        return self._fd < 0 and not self._blocks and not self._statistics_due
+        return self._fd < 0 and not self._outgoing[0] and not self._blocks and not self._statistics_due
 
     def dropped(self, name: str | None, count: int, comment: str = "", *, among: Iterable[str] = ()) -> None:
         """Add to the statistics that `count` more packets of the interface called `name` were dropped.
@@ -432,7 +435,8 @@ class Writer:
         interface: str | None = None
         ttl: int | None = None
         dscp: int | None = None
-        gathered, begun = self._gathered, len(blocks)
+        gathered, begun, made = self._gathered, len(blocks), 0
+        # A signal handler may raise at any line: what is among the blocks then is counted, so the caller sees how many.
         try:
             for packet, addr in zip(packets, addrs, strict=True):
                 if (
@@ -448,14 +452,19 @@ class Writer:
                 timestamp = addr.timestamp or timestamp
                 # The sum of ones' complement is the number modulo 65535, in either byte order (RFC 1071, section 2).
                 checksum = 65535 - (base + from_bytes(packet, "little")) % 65535
-                blocks.append(pack(head, timestamp >> 32, timestamp & 0xFFFFFFFF, middle, checksum, packet, total))
-                counted.recorded += 1
-        finally:
-            self._gathered = gathered + sum(map(len, blocks[begun:]))
-        self._last = timestamp
-        self.packets += len(packets)
-        self.bytes += sum(map(len, packets))
+                block = pack(head, timestamp >> 32, timestamp & 0xFFFFFFFF, middle, checksum, packet, total)
+                blocks.append(block); counted.recorded += 1; made += 1  # noqa: E702
+            self._count(packets[:made], gathered, begun, timestamp)
+        except BaseException:
+            self._count(packets[:made], gathered, begun, timestamp)
+            raise
         self._flush_what_is_enough()
+
+    def _count(self, packets: Sequence[bytes], gathered: int, begun: int, timestamp: int) -> None:
+        """Count `packets`, which are in the blocks from number `begun` on, before which `gathered` bytes were there."""
+        gathered += sum(map(len, self._blocks[begun:]))
+        count, octets = self.packets + len(packets), self.bytes + sum(map(len, packets))
+        self._gathered, self._last, self.packets, self.bytes = gathered, timestamp, count, octets  # one step
 
     def _may_be_full_with(self, packets: Sequence[bytes]) -> bool:
         if math.isinf(self._full):
@@ -538,24 +547,28 @@ class Writer:
         return self._old and not self._started and not self._statistics_due
 
     def _put(self) -> None:
-        data = b"".join(self._blocks)
-        self._blocks.clear()
-        self._gathered = 0
-        done = 0
-        try:
-            stored = data if self._compress is None else self._compress(data)
-            if self._fd < 0:
-                self._open()
-            if self._size == 0 and stat.S_ISREG(os.fstat(self._fd).st_mode):
-                os.ftruncate(self._fd, 0)
-            with memoryview(stored) as view:
-                while done < len(stored):
-                    done += os.write(self._fd, view[done:])
-        except OSError as error:
-            self._rescue(data, done, error)
-            raise
-        self._size += len(data)
-        self._stored += done
+        # What is on its way to the file, and how much of it has gone, stays known when a signal handler raises.
+        written = self._written
+        while self._blocks or self._outgoing[0]:
+            if not self._outgoing[0]:
+                data = b"".join(self._blocks)
+                stored = data if self._compress is None else self._compress(data)
+                self._outgoing = data, stored; del self._blocks[:]; self._gathered = 0  # noqa: E702
+            data, stored = self._outgoing
+            try:
+                if self._fd < 0:
+                    self._open()
+                if self._size == 0 and not written and stat.S_ISREG(os.fstat(self._fd).st_mode):
+                    os.ftruncate(self._fd, 0)
+                with memoryview(stored) as view:
+                    while (done := sum(written)) < len(stored):
+                        with view[done:] as rest:
+                            written.extend(map(os.write, (self._fd,), (rest,)))
+            except OSError as error:
+                self._outgoing = b"", b""
+                self._rescue(data, sum(written), error)
+                raise
+            self._size += len(data); self._stored += done; self._outgoing = b"", b""; del written[:]  # noqa: E702
 
     def _rescue(self, data: bytes, done: int, error: OSError) -> None:
         """Cut the file after its last whole block that leaves room for the statistics, and close it."""
