@@ -72,6 +72,9 @@ PACKETS: dict[str, tuple[bytes, int, Numbering]] = {
     "PTP Announce seq 6 domain 1 from 0050c2fffe123456-1": (ptp(0x1B, 6), 320, Numbering.NONE),
     "sACN universe 3 seq 7 priority 100, 512 slots from 'Console'": (sacn(), 5568, Numbering.NONE),
     "sACN universe 3 seq 7 priority 100, 512 slots from 'Console' ends": (sacn(0x40), 5568, Numbering.NONE),
+    "RTP unassigned (35) seq 1 time 0 ssrc 00000001": (
+        struct.pack("!BBHII", 0x80, 35, 1, 0, 1), 5004, Numbering.RTP
+    ),
     "LCM POSE seq 4, 3 bytes": (b"LC02\0\0\0\4POSE\0abc", 7667, Numbering.NONE),
     "LCM \ufffd seq 4294967295, 3 bytes": (b"LC02\xff\xff\xff\xff\xff\0a\0c", 7667, Numbering.NONE),
     "LCM \ufffd seq 4, 9 bytes in 2 fragments": (
@@ -129,6 +132,7 @@ SOURCES, EXTENSION = bytes(range(8)), b"\xbe\xde\0\1" + b"word"
         (0x80, b"payload", b"payload"),
         (0x80, b"", b""),
         (0x82, SOURCES + b"payload", b"payload"),
+        (0x81, SOURCES[:4] + b"payload", b"payload"),
         (0x82, SOURCES, b""),
         (0x82, SOURCES[:7], None),
         (0x90, EXTENSION + b"payload", b"payload"),

@@ -232,6 +232,7 @@ def test_invented_requests_do_not_fill_the_memory() -> None:
     for number in range(5000):
         copies.seen(b"%d" % number, 40000, "eth0", 1.0)
     assert len(copies) == 1024
+    assert [copies.seen(b"%d" % number, 40000, "eth1", 1.0) for number in (4999, 3976, 3975)] == [True, True, False]
 
 
 # -- where a reply may go ------------------------------------------------------------------------------------

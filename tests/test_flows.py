@@ -129,6 +129,7 @@ def test_gaps_of_a_transport_stream_by_its_counters() -> None:
         ([piece(256, 1), piece(256, 1), piece(256, 2)], (3, 2, 0, 1, 0)),  # one repetition is allowed
         ([piece(256, 1), piece(256, 1), piece(256, 1)], (3, 2, 15, 1, 0)),
         ([piece(256, 1), piece(256, 1, payload=False), piece(256, 2)], (3, 2, 0, 0, 0)),
+        ([piece(256, 1, payload=False), piece(256, 2)], (2, 1, 0, 0, 0)),
         ([piece(256, 1), piece(256, 9, discontinuity=True), piece(256, 10)], (3, 3, 0, 0, 0)),
         ([piece(0x1FFF, 1), piece(0x1FFF, 9)], (2, 0, 0, 0, 0)),  # padding
         ([piece(0x1FFF, 1) + piece(256, 1), piece(0x1FFF, 9) + piece(256, 3)], (2, 2, 1, 0, 0)),
@@ -294,6 +295,19 @@ def test_what_is_counted_in_seconds_is_the_whole_of_the_flow() -> None:
     assert sum(cell.seconds for cell in cells) == 1000
 
 
+def test_two_seconds_as_one_have_the_greater_jitter_if_it_is_known() -> None:
+    known, more, unknown = Cell(jitter=0.1), Cell(jitter=0.2), Cell()
+    assert (known.and_(more).jitter, more.and_(known).jitter, unknown.and_(known).jitter) == (0.2, 0.2, 0.1)
+    assert math.isnan(unknown.and_(unknown).jitter)
+
+
+def test_a_flow_knows_when_it_came_first_and_last() -> None:
+    flow = Flow(KEY, 5.0)
+    assert (flow.first, flow.last) == (5.0, 5.0)
+    flow.take(b"x", 7.0)
+    assert (flow.first, flow.last) == (5.0, 7.0)
+
+
 def test_a_second_in_which_nothing_came_has_no_jitter() -> None:
     flow = flow_of([b"x"] * 20)
     assert flow.tick(0, 1.0).jitter == flow.jitter == pytest.approx(0)
@@ -331,6 +345,13 @@ def test_a_million_sources_take_no_more_room_than_some() -> None:
         meters.take(FlowKey("239.1.2.3", 5000, "10.9.9.9", number, "eth0"), b"x", 1)
     assert (len(meters), meters.others, meters.forgotten) == (200, 1_000_800, 0)
     assert set(vars(meters)) == {"_most", "_flows", "others", "forgotten"}  # there is no other table that could grow
+
+
+def test_there_is_room_for_a_thousand_flows() -> None:
+    meters = Meters()
+    taken = [meters.take(source(number), b"x", 0) is not None for number in range(1001)]
+    assert taken == [True] * 1000 + [False]
+    assert (len(meters), meters.others) == (1000, 1)
 
 
 def test_silent_flows_make_room() -> None:
@@ -385,6 +406,8 @@ def test_a_heartbeat_tells_what_is_lost_and_an_overlap_what_is_new() -> None:
 
 def test_one_packet_that_looks_like_a_feed_is_none() -> None:
     assert flow_of([feed(7, 1)]).numbering is Numbering.NONE
+    assert flow_of([feed(0, 0)] * 3).numbering is Numbering.NONE  # there is no message 0
+    assert flow_of([feed(7, 9)[:37], feed(16, 1)]).numbering is Numbering.NONE  # too short for nine messages
     assert flow_of([feed(7, 1), feed(70, 1), feed(700, 1)]).numbering is Numbering.NONE
     assert flow_of([b"x" * 40, b"y" * 40]).numbering is Numbering.NONE
 

@@ -465,7 +465,7 @@ def test_listen_says_why_nothing_opened(keys: tuple[str, str]) -> None:
     one, two = keys
     with Running("listen", PLACE, "-i", "lo", "-w", "1", "--key", one) as listening:
         listening.joined()
-        programs.multicast("send", PLACE, "hello", "-t", "0", "--key", two)
+        sendto("hello", GROUP, PORT, 0, seal=Seal.from_file(two))
         code, out, err = listening.end()
     assert (code, out) == (1, "")
     assert "1 packet did not open: 1 sealed with another key" in err

@@ -978,6 +978,11 @@ def test_a_sender_that_is_not_registered_sends_when_it_is_called_and_at_no_other
         sender.close()
 
 
+def test_a_sender_has_no_address_before_the_kernel_has_chosen_its_port(free_port: int) -> None:
+    with Sender(port=free_port) as sender:
+        assert sender.address is None
+
+
 def test_a_sender_is_heard_on_this_host_from_the_port_and_the_address_chosen(ear: Ear, free_port: int) -> None:
     with Sender(port=free_port, ttl=0) as first, Sender(port=free_port, ttl=0) as second:
         assert first.send("a") == second.send("b") == 1
