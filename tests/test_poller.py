@@ -953,7 +953,7 @@ def test_a_set_made_anew_watches_for_what_was_asked(poller: Poller, pair: Callab
         def handle_write(self) -> None:
             self.got.append(b"write")
 
-    dead, both = pair(), Both()
+    dead, both, helper = pair(), Both(), pair()
     poller.register(dead)
     poller.register(both, select.EPOLLIN)
     copy = os.dup(dead.fileno())
@@ -961,13 +961,47 @@ def test_a_set_made_anew_watches_for_what_was_asked(poller: Poller, pair: Callab
         dead.ours.close()
         poller.unregister(dead)
         dead.tell()
+        poller.add_helper(helper)
         turns(poller, 3)
+        assert select.select([poller], [], [], 0) == ([], [], []), "the copy wakes it no longer"
         both.tell()
+        helper.tell()
         turns(poller, 3)
     finally:
         os.close(copy)
-    assert both.got == [b"x"]
+    assert (both.got, helper.got) == ([b"x"], [b"x"])
+    poller.remove_helper(helper)
     both.close()
+
+
+def test_a_descriptor_that_was_replaced_is_watched_for_what_is_asked(poller: Poller) -> None:
+    class Both(Pair):
+        def handle_write(self) -> None:
+            self.got.append(b"write")
+
+    both, other = Both(), Both()
+    poller.register(both, select.EPOLLIN)
+    os.dup2(other.ours.fileno(), both.ours.fileno())  # the kernel forgets the one that was there
+    poller.register(both, select.EPOLLIN)
+    other.tell()
+    turns(poller, 3)
+    assert both.got == [b"x"]
+    poller.unregister(both)
+    for one in (both, other):
+        one.close()
+
+
+def test_what_an_object_raises_when_it_is_closed_is_raised_when_all_are_closed() -> None:
+    class Failing(Connection):
+        def close(self) -> None:
+            super().close()
+            raise ZeroDivisionError
+
+    poller = Poller()
+    first, second = Failing(poller), Connection(poller)
+    with pytest.raises(ZeroDivisionError):
+        poller.close()
+    assert (first.closed, second.closed, len(poller)) == (True, True, 0)
 
 
 def test_an_object_that_closes_itself_and_raises_is_registered_no_longer(poller: Poller) -> None:

@@ -981,6 +981,8 @@ def test_a_sender_that_is_not_registered_sends_when_it_is_called_and_at_no_other
 def test_a_sender_has_no_address_before_the_kernel_has_chosen_its_port(free_port: int) -> None:
     with Sender(port=free_port) as sender:
         assert sender.address is None
+        assert repr(sender) == f"<Sender to 224.0.42.42:{free_port}>"
+    assert repr(sender) == f"<Sender to 224.0.42.42:{free_port}, closed>"
 
 
 def test_a_sender_is_heard_on_this_host_from_the_port_and_the_address_chosen(ear: Ear, free_port: int) -> None:
