@@ -77,6 +77,8 @@ def lets_through(expression: Any, packet: bytes) -> bool:
         (rb"(?i)no Case 1", [b"NO CASE 1", b"no case 1"], [b"no case 2", b"nq case 1", b"No\x00case 1"]),
         (rb"[a-f]x", [b"ax", b"fx"], [b"gx", b"`x", b"a", b"ay"]),
         (rb"[^a-f]x", [b"gx", b"\xffx"], [b"ax", b"fx"]),
+        (rb"(?:a|bc){2}d", [b"aad", b"bcad", b"abcd", b"bcbcd"], [b"xaad", b"", b"dad"]),
+        (rb"(?:ab|c)+d", [b"abd", b"cd", b"cabd"], [b"d", b"xd"]),
         (rb"[^a]x", [b"bx", b"\nx", b"Ax"], [b"ax", b"by"]),
         (rb"(?i)[^a]x", [b"bx", b"\xffX"], [b"ax", b"AX"]),
         (rb"[0-2bdfhjlnprtvx-z]!", [b"0!", b"1!", b"b!", b"z!"], [b"/!", b"{!"]),
