@@ -116,7 +116,9 @@ def test_what_certainly_does_not_match_is_refused(expression: Any, passed: list[
         assert not lets_through(expression, packet)
 
 
-@pytest.mark.parametrize("expression", [b"", rb".*", rb"(?:a|)", rb"(?=ab)", rb"\b", rb"a?", rb"(?L:a)?", rb"x*y*"])
+@pytest.mark.parametrize(
+    "expression", [b"", rb".*", rb"(?:a|)", rb"(?=ab)", rb"\b", rb"a?", rb"(?L:a)?", rb"(?L)a?", rb"x*y*"]
+)
 def test_where_nothing_is_certain_there_is_no_program(expression: bytes) -> None:
     assert filters.refusals(expression) == []
 
