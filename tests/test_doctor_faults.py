@@ -29,6 +29,7 @@ import programs
 import pytest
 
 from multicast import sockets
+from multicast.cli import doctor as cli_doctor
 from multicast.doctor import Diagnosis, Finding, diagnose, kernel
 from multicast.doctor.checks import CHECKS
 from multicast.interfaces import resolve
@@ -1149,6 +1150,21 @@ def test_the_command_does_not_say_it_looks_when_it_cannot(args: list[str], code:
     assert done.returncode == code
     assert done.stderr.startswith(f"multicast: {says}")
     assert done.stderr.count("\n") == 1
+
+
+def test_the_command_has_its_path_where_sudo_would_not_find_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for directory, expected in ((tmp_path / "a venv" / "bin", f"sudo '{tmp_path}/a venv/bin/multicast' doctor x"),
+                                (Path("/usr/bin"), None)):
+        if expected is None:
+            monkeypatch.setattr(shutil, "which", lambda *_, **__: "/usr/bin/multicast")
+        else:
+            directory.mkdir(parents=True)
+            (directory / "multicast").touch(mode=0o755)
+            monkeypatch.setattr("sys.executable", str(directory / "python"))
+        assert cli_doctor._runnable("sudo multicast doctor x") == (expected or "sudo multicast doctor x")
+    assert cli_doctor._runnable("sudo nft list ruleset") == "sudo nft list ruleset"
 
 
 def test_the_command_writes_json(lab: netns.Lab) -> None:

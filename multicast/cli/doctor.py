@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 import sys
 import textwrap
 from collections.abc import Collection, Sequence
@@ -258,8 +260,23 @@ def _write_causes(out: Output, finding: Finding, label: str, colour: str) -> Non
     _write(out, label, finding.cause, colour)
     for number, fix in enumerate(finding.fixes):
         # Commands are not broken into lines: they are there to be copied.
-        out.line(f"{'Fix:' if number == 0 else '   or':7}{printable(in_options(fix))}")
+        out.line(f"{'Fix:' if number == 0 else '   or':7}{printable(in_options(_runnable(fix)))}")
     _write(out, "Seen:", finding.seen, "")
+
+
+def _runnable(fix: str) -> str:
+    """Return a command with the path of this one where sudo would not find it.
+
+    sudo(8) has a search path of its own, without virtual environments and homes.
+    """
+    path = shutil.which("multicast", path=f"{os.path.dirname(sys.executable)}:{os.environ.get('PATH', os.defpath)}")
+    if not fix.startswith("sudo multicast ") or path is None or os.path.dirname(path) in _SECURE_PATH:
+        return fix
+    return fix.replace("multicast", shlex.quote(path), 1)
+
+
+# The search path that sudo has on most systems (secure_path in sudoers(5)).
+_SECURE_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 
 
 def _write(out: Output, label: str, text: str, colour: str) -> None:
