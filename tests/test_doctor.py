@@ -279,6 +279,7 @@ CASES: dict[str, tuple[str, Evidence]] = {
     ),
     "no-program": ("fail", replace(HEALTHY, program=Program("player"))),
     "program-apart": ("fail", replace(HEALTHY, program=Program("player", (42,), apart=True))),
+    "program-hidden": ("warn", replace(HEALTHY, program=Program("player", (42,), hidden=True))),
     "program-no-socket": ("fail", replace(HEALTHY, program=Program("player", (42,)))),
     "program-other-port": ("fail", replace(HEALTHY, program=Program("player", (42,), (replace(PLAYER, port=5001),)))),
     "ipv6-only": ("fail", replace(HEALTHY, program=Program("player", (42,), (replace(PLAYER, alone=True),)))),

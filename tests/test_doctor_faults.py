@@ -818,26 +818,25 @@ def test_two_programs_that_share_the_port_and_want_different_interfaces(
     alice, bob = twice
     send = scene.sender(alice, interface="va1")
     scene.receiver(bob, interface="vb1")
-    scene.receiver(bob, interface="vb1")
-    no_alarm(scene.look(bob, TARGET, send))
     scene.receiver(bob, interface="vb")
-    # Two that match are found in another way. That nothing comes on vb may be a fault, and the network's.
     diagnosis = scene.look(bob, TARGET, send)
     assert diagnosis.healthy
-    assert warning(diagnosis, "not-joined-itself")
-    # And where one alone has joined, it loses packets to the others.
-    assert warning(scene.look(bob, TARGET, send, scene.sender(alice, interface="va")), "shared-by-hash")
+    assert warning(diagnosis, "not-joined-itself")  # that nothing comes on vb may be a fault, and the network's
+    assert finding(scene.look(bob, TARGET, send, scene.sender(alice, interface="va")), "program").status == "ok"
 
 
-def test_a_program_loses_packets_to_another_that_has_joined_on_another_interface(
-    scene: Scene, twice: tuple[netns.Host, netns.Host]
+def test_a_program_loses_packets_to_another_that_was_bound_with_so_reuseport(
+    lab: netns.Lab, twice: tuple[netns.Host, netns.Host]
 ) -> None:
-    alice, bob = twice
-    scene.receiver(bob, interface="vb1")
-    scene.receiver(bob, interface="vb")
-    diagnosis = scene.look(bob, TARGET, scene.sender(alice, interface="va1"))
-    assert warning(diagnosis, "shared-by-hash")
-    assert diagnosis.healthy
+    with ExitStack() as stack:
+        scene = Scene(lab, True, stack)
+        alice, bob = twice
+        alone = "s.setsockopt(1, socket.SO_REUSEADDR, 0); s.setsockopt(1, socket.SO_REUSEPORT, 1)"
+        for interface in ("vb1", "vb"):
+            program(bob, f"{alone}; {EVERY_OFF}; join('239.1.1.1', '{interface}')")
+        diagnosis = scene.look(bob, TARGET, scene.sender(alice, interface="va1"))
+        assert warning(diagnosis, "shared-by-hash")
+        assert diagnosis.healthy
 
 
 @pytest.mark.parametrize("lines", [
@@ -868,7 +867,7 @@ def test_a_program_that_cannot_be_judged(scene: Scene) -> None:
         if scene.root:
             assert (said.status, said.code) == ("fail", code)
         else:
-            assert said.status == "skip" or said.code == code
+            assert said.code in ("program-hidden", code)
 
 
 def test_a_rule_that_sends_the_packets_to_another_port(scene: Scene) -> None:

@@ -81,7 +81,7 @@ class Inside:
     joined: tuple[str, ...] = ()
     #: Whether it has joined some other group.
     elsewhere: bool = False
-    #: Whether it shares its port with others of its user (SO_REUSEPORT).
+    #: Whether it shares its port by SO_REUSEPORT alone, and so was bound with it, as one of a set.
     reuseport: bool = False
     #: The size of its receive buffer in bytes, as the kernel counts (SO_RCVBUF).
     rcvbuf: int = 0
@@ -385,7 +385,9 @@ def inside(pid: int, number: int, group: str, others: Iterable[str], interfaces:
             joined = tuple(name for index, name in interfaces.items() if _has_joined(copy, group, index))
             elsewhere = any(_has_joined(copy, one, index) for one in others for index in interfaces)
             rcvbuf = opened.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
-            reuseport = bool(opened.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT))
+            # With SO_REUSEADDR as well it may have been set after the bind, as by this package: no set then.
+            reuseport = opened.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT) != 0
+            reuseport = reuseport and not opened.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
             return Inside(filtered, every, joined, elsewhere, reuseport, rcvbuf)
     except OSError:
         return None

@@ -422,6 +422,9 @@ MESSAGES: dict[str, Message] = {
         "{name} is in another network namespace, as programs in containers are; what arrives there is not seen here.",
         ("sudo nsenter -t {pid} -n {again} --program {pid}",),
     ),
+    "program-hidden": Message(
+        "Which sockets {name} has is not for this user to see, so it was not judged.", ("sudo {again}",)
+    ),
     "program-no-socket": Message(
         "{name} has no UDP socket, so it receives nothing by UDP.", ("ss --udp --listening --numeric --processes",)
     ),

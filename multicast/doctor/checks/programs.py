@@ -17,7 +17,6 @@ from .facts import (
     or_others,
     owners,
     packets,
-    skip,
     sole,
     target,
     unique,
@@ -102,7 +101,7 @@ def _shared_by_hash(e: Evidence) -> Finding | None:
 
     Where a single socket matches a packet to a group, the kernel finds it early (udp_v4_early_demux), and then chooses
     among all that share the port with it by SO_REUSEPORT, whatever these have joined (inet_steal_sock): seen with 6.18.
-    Our own socket matches too, so while we look all is well. With SO_REUSEADDR alone it does not happen.
+    Our own socket matches too, so while we look all is well. With SO_REUSEADDR it need not happen.
     """
     for interface in unique(one.interface for one in e.anywhere or e.arrived):
         for holder in e.judged:
@@ -137,7 +136,9 @@ def _without_sockets(e: Evidence, program: Program) -> Finding | None:
     if at_port and not (e.family == "IPv4" and all(one.alone for one in at_port)):
         return None
     if program.hidden and not at_port:
-        return skip(name, f"which sockets {program.name} has, only root may know; run with sudo for this check")
+        seen = f"/proc/{program.pids[0]}/fd may not be read"
+        words |= {"again": f"{words['again']} --program {program.name}"}
+        return finding(name, "warn", "program-hidden", seen, **words)
     ids = listed([str(pid) for pid in program.pids[:4]])
     if at_port:
         return finding(name, "fail", "ipv6-only", f"process {ids}: IPV6_V6ONLY is on", **words)
