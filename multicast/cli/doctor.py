@@ -270,7 +270,8 @@ def _runnable(fix: str) -> str:
     sudo(8) has a search path of its own, without virtual environments and homes.
     """
     path = shutil.which("multicast", path=f"{os.path.dirname(sys.executable)}:{os.environ.get('PATH', os.defpath)}")
-    if not fix.startswith("sudo multicast ") or path is None or os.path.dirname(path) in _SECURE_PATH:
+    elsewhere = "  # on " in fix  # another host, which may have it anywhere
+    if not fix.startswith("sudo multicast ") or elsewhere or path is None or os.path.dirname(path) in _SECURE_PATH:
         return fix
     return fix.replace("multicast", shlex.quote(path), 1)
 
