@@ -809,7 +809,12 @@ def test_no_alarm_for_a_program_that_gets_what_arrives(scene: Scene, lines: str)
     alice, bob = scene.lab.pair()
     pid = program(bob, lines)
     no_alarm(scene.look(bob, TARGET, scene.sender(alice)))
-    no_alarm(scene.look(bob, TARGET, scene.sender(alice), program=pid))
+    asked = scene.look(bob, TARGET, scene.sender(alice), program=pid)
+    if scene.root:
+        no_alarm(asked)
+    else:  # without privileges it may not be seen which sockets a program has
+        assert asked.healthy
+        assert set(warnings(asked)) <= {"program-hidden"}
 
 
 def test_two_programs_that_share_the_port_and_want_different_interfaces(
