@@ -215,6 +215,12 @@ class Writer:
         self._runs: list[int] = []
         self._sizes: list[int] = []
 
+    def _settle(self) -> int:
+        """Count what the last call has done; return how many packets that are."""
+        count, octets = sum(self._runs[: len(self._sizes)]), sum(self._sizes)
+        self._packets, self._bytes, self._sizes = self._packets + count, self._bytes + octets, []
+        return count
+
     @property
     def packets(self) -> int:
         """How many packets the kernel has taken."""
@@ -412,12 +418,12 @@ def send(writer: Writer, packets: list[bytes], start: int = 0) -> int:
     next one fails: call again to learn. An `OSError` (`BlockingIOError` for a full buffer) is raised only when the
     kernel took none.
     """
-    before, octets = writer.packets, writer.bytes
-    writer._packets, writer._bytes, writer._runs, writer._sizes = before, octets, [], []
+    if writer._sizes:  # the call before was interrupted
+        writer._settle()
     opened, to = writer.socket, repeat(writer.sockaddr)
     end = min(len(packets), start + LIMIT)
     calls: Iterator[int]
-    if writer.offload:
+    if writer.offload and end > start + 1:
         bursts = []
         number = start
         while number < end:
@@ -435,12 +441,12 @@ def send(writer: Writer, packets: list[bytes], start: int = 0) -> int:
     try:
         writer._sizes.extend(calls)
     except OSError as error:
-        if writer.packets == before:
+        if not writer._sizes:
             if error.errno not in _REFUSALS or writer._runs[0] == 1:
                 raise
             writer.offload = False  # for good; the kernel took nothing, so nothing is sent twice
             return send(writer, packets, start)
-    return writer.packets - before
+    return writer._settle()
 
 
 def _run(packets: Sequence[bytes], start: int, end: int) -> int:
