@@ -197,6 +197,15 @@ def test_losses_are_counted_where_both_looked() -> None:
     assert re.match(r"(49|50)[.0-9]* % of the packets", found.cause)
 
 
+@pytest.mark.parametrize("seen_twice", [True, False])
+def test_what_two_devices_show_is_one_packet(seen_twice: bool) -> None:
+    # A VLAN, a bridge or a bond, and the device below it.
+    below = [replace(SENT, interface="eth9", packets=500)] if seen_twice else []
+    sent = replace(ALL, streams=(replace(SENT, packets=500), *below))
+    assert sent.packets == 500
+    assert verdict(sent, looked(range(9000, 9500)), HERE).status == "ok"
+
+
 def test_a_smaller_sample_at_this_end_is_no_loss() -> None:
     # Here much more came than the sample holds, so most payloads of the sender are not in it.
     came = looked(range(500, 20_000), source="10.0.0.9", sketch=looked(range(500)))
@@ -295,6 +304,30 @@ def test_packets_that_arrive_are_told_at_both_ends(tmp_path: Path) -> None:
     )  # fmt: skip
     assert (sent["smallest"], sent["largest"]) == (206, 206)
     assert "what leaves the sender arrives" in str(compared[0]["cause"])
+
+
+@pytest.mark.needs_namespaces
+@pytest.mark.needs_root
+def test_what_leaves_by_a_bridge_is_told_once(tmp_path: Path) -> None:
+    path = tmp_path / "sender.json"
+    with netns.Lab() as lab:
+        alice, bob = lab.pair()
+        alice.ip(
+            "address flush dev va scope global",
+            "link add br0 type bridge mcast_snooping 0",
+            "link set va master br0",
+            "link set br0 up",
+            "address add 10.99.0.1/24 dev br0",
+        )
+        sending = alice.popen(netns.python(SENDER, "1", "br0", "200"))
+        assert sending.stdout is not None
+        sending.stdout.readline()
+        said = command("doctor", "239.1.2.3:5000", "--sending", "--json", "-w", "1.5", host=alice)
+        path.write_text(said.stdout)
+        there = command("doctor", "239.1.2.3:5000", "--compare", str(path), "--json", "-w", "1.5", host=bob)
+    assert [one["interface"] for one in events(said.stdout) if one["event"] == "sent"] == ["br0"], said.stdout
+    assert [one["code"] for one in events(said.stdout)[:-1] if one.get("code")] == []
+    assert fault(events(there.stdout)) is None, there.stdout
 
 
 INGRESS = "table netdev t {{ chain c {{ type filter hook ingress device p1 priority 0\n{}\n}}\n}}\n"

@@ -24,7 +24,7 @@ from multicast.sockets import Group, WhichInterfaces, named
 from .checks import judge
 from .checks.departure import judge_departure
 from .comparing import compare, report_events, sent_from
-from .departure import Sketch, Stream, arrivals, gather_departure, new_salt
+from .departure import Sketch, Stream, arrivals, gather_departure, new_salt, total
 from .evidence import gather
 from .messages import MESSAGES, Finding, Message
 
@@ -132,7 +132,7 @@ def diagnose_sending(
     group = _group_of(group, None)
     _check_wait(wait)
     found, sketch = gather_departure(group, interface, wait, progress)
-    left = sum(one.packets for one in found.outer)
+    left = total(found.outer)
     return Sending(group, found.asked, wait, left, judge_departure(found), tuple(found.outer), sketch)
 
 
@@ -191,7 +191,7 @@ def compare_with(
             pass
     verdict = compare(sent, group, wait, streams, sketch, back)
     asked = tuple(str(one) for one in named(group, interface))
-    return Comparison(group, asked, wait, sum(one.packets for one in streams), verdict)
+    return Comparison(group, asked, wait, total(streams), verdict)
 
 
 def _group_of(group: Group | str, source: str | Iterable[str] | None) -> Group:

@@ -17,7 +17,7 @@ from multicast.interfaces import Route
 from multicast.sockets import Group
 
 from .checks.facts import finding, listed, packets, target, unique, where
-from .departure import Payload, Sketch, Stream
+from .departure import Payload, Sketch, Stream, total
 from .messages import Finding
 
 __all__ = ["Sent", "compare", "report_events", "sent_from"]
@@ -46,7 +46,7 @@ class Sent:
     @property
     def packets(self) -> int:
         """How many packets left."""
-        return sum(one.packets for one in self.streams)
+        return total(self.streams)
 
 
 def report_events(streams: Iterable[Stream], sketch: Sketch, salt: bytes) -> list[tuple[str, dict[str, Any]]]:
@@ -118,7 +118,7 @@ def compare(
         return finding(name, "fail", "sent-elsewhere", "", **{
             **words, "sent": there, "there": target(sent.group.address, sent.group.port)
         })  # fmt: skip
-    left, came = sent.packets, sum(one.packets for one in streams)
+    left, came = sent.packets, total(streams)
     seen = f"{packets(left)} left in {sent.seconds:.3g} s, {packets(came)} arrived in {seconds:.3g} s"
     if not left:
         reason = sent.fault or "no program sent."

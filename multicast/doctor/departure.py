@@ -17,7 +17,7 @@ import secrets
 import socket
 import struct
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -34,7 +34,7 @@ from . import firewall, kernel
 from .firewall import Rule
 from .wire import dissect
 
-__all__ = ["Departure", "Payload", "Queue", "Sketch", "Stream", "arrivals", "gather_departure", "new_salt"]
+__all__ = ["Departure", "Payload", "Queue", "Sketch", "Stream", "arrivals", "gather_departure", "new_salt", "total"]
 
 # What is read of a packet, its headers included, and what of a payload counts.
 _SNAP, _HEAD = 256, 128
@@ -64,6 +64,15 @@ class Stream:
     largest: int = 0
     #: How many of them were cut into fragments.
     fragmented: int = 0
+
+
+def total(streams: Iterable[Stream]) -> int:
+    """Return how many packets there were, each counted once though several devices showed it."""
+    by_sender: dict[tuple[str, int], dict[str, int]] = {}
+    for one in streams:
+        seen = by_sender.setdefault((one.source, one.source_port), {})
+        seen[one.interface] = seen.get(one.interface, 0) + one.packets
+    return sum(max(seen.values()) for seen in by_sender.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +157,9 @@ class _Heard:
         self._now = now
         self._begun = now()
         self._counts: dict[tuple[str, str, int, int, str], list[int]] = {}
+        # By which interface each sender was seen first: what goes by a VLAN, a bridge or a bond is seen there, and once
+        # more at the device below.
+        self._first: dict[tuple[str, int], str] = {}
         self.sketch = Sketch()
 
     def take(self, head: bytes, length: int, key: tuple[str, str, int, int, str], fragmented: bool = False) -> None:
@@ -161,7 +173,8 @@ class _Heard:
         counted[1] += length
         counted[2], counted[3] = min(counted[2], length), max(counted[3], length)
         counted[4] += fragmented
-        self.sketch.add(head, length, self._now() - self._begun, key[1])
+        if self._first.setdefault(key[1:3], key[0]) == key[0]:
+            self.sketch.add(head, length, self._now() - self._begun, key[1])
 
     def streams(self) -> tuple[Stream, ...]:
         """Return what was counted, the most frequent first."""
@@ -350,7 +363,7 @@ def gather_departure(
             except OSError:  # no packet sockets in this kernel
                 watcher = None
         counted, queues = kernel.counters(ipv6), _queues()
-        watch_for(poller, wait, progress, lambda: sum(one.packets for one in watcher.streams()) if watcher else 0)
+        watch_for(poller, wait, progress, lambda: total(watcher.streams()) if watcher else 0)
         counters = {name: value - counted.get(name, 0) for name, value in kernel.counters(ipv6).items()}
         dropping = tuple(
             replace(queue, dropped=queue.dropped - queues[place].dropped)
@@ -358,7 +371,7 @@ def gather_departure(
             if place in queues and queue.dropped > queues[place].dropped
         )
         rules = firewall.grown(rules_before, kernel.rules()[0]) if with_rules else None
-        streams = None if watcher is None else watcher.streams()
+        streams = None if watcher is None else _as_they_left(watcher.streams(), present)
         heard = None if ear is None else ear.heard
     index = asked[0].index if group.needs_interface and asked else 0
     try:
@@ -381,6 +394,18 @@ def gather_departure(
         heard=heard,
     )
     return found, Sketch() if watcher is None else watcher.sketch
+
+
+def _as_they_left(streams: Iterable[Stream], present: Iterable[Interface]) -> tuple[Stream, ...]:
+    """Return the streams without those that a device shows below the one that has their address."""
+    streams = tuple(streams)
+    having = {(address, one.name) for one in present for address in one.addresses}
+    at_home = {(one.source, one.source_port) for one in streams if (one.source, one.interface) in having}
+    return tuple(
+        one
+        for one in streams
+        if (one.source, one.source_port) not in at_home or (one.source, one.interface) in having
+    )
 
 
 def arrivals(
@@ -407,7 +432,7 @@ def arrivals(
         if watcher is not None:
             stack.callback(watcher.close)
             poller.register(watcher)
-        watch_for(poller, wait, progress, lambda: sum(one.packets for one in heard.streams()))
+        watch_for(poller, wait, progress, lambda: total(heard.streams()))
         found = heard.streams()
         if interface is not None:
             names = {one.name for one in ear.interfaces}

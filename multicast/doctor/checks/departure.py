@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from multicast.doctor.departure import Departure, Stream
+from multicast.doctor.departure import Departure, Stream, total
 from multicast.doctor.firewall import LEAVING, blocking
 from multicast.doctor.messages import Finding
 
@@ -37,10 +37,6 @@ def _about(e: Departure, streams: Sequence[Stream] = ()) -> dict[str, object]:
     }
 
 
-def _total(streams: Sequence[Stream]) -> int:
-    return sum(one.packets for one in streams)
-
-
 def _check_departure(e: Departure, explained: Finding | None) -> Finding:
     """Does anything leave?"""
     name = "departure"
@@ -54,14 +50,14 @@ def _check_departure(e: Departure, explained: Finding | None) -> Finding:
         mac = f" to {first.mac}" if first.mac else ""
         return ok(
             name,
-            f"{packets(_total(sent))} in {e.seconds:.3g} s, {_total(sent) / e.seconds:.3g} a second, by"
+            f"{packets(total(sent))} in {e.seconds:.3g} s, {total(sent) / e.seconds:.3g} a second, by"
             f" {listed(unique(one.interface for one in sent))}; from {where(first.source, first.source_port)}{mac}, ttl"
             f" {first.ttl}, {sizes} bytes{more}",
         )
     asked = e.counters.get("Ip:OutRequests", 0)
     seen = f"0 packets for {where(e.group.address, e.group.port)} left in {e.seconds:.3g} s"
     if e.local:
-        return Finding(name, "warn", cause=f"{packets(_total(e.local))} went by lo alone")
+        return Finding(name, "warn", cause=f"{packets(total(e.local))} went by lo alone")
     if explained is not None:
         return Finding(name, "warn", cause=f"{seen}; see {explained.check}")
     if e.route is None and not e.group.needs_interface:
@@ -104,7 +100,7 @@ def _check_queue(e: Departure) -> Finding:
     worst = max(lost, key=lambda one: one.dropped)
     words = {**_about(e), "interface": worst.interface, "kind": worst.kind, "count": worst.dropped}
     seen = f"{worst.kind} on {worst.interface} dropped {worst.dropped} in {e.seconds:.3g} s"
-    left = _total([one for one in e.outer if one.interface == worst.interface])
+    left = total([one for one in e.outer if one.interface == worst.interface])
     return finding("queue", "fail" if worst.dropped * 50 >= left else "warn", "queue-drops", seen, **words)
 
 
@@ -114,7 +110,7 @@ def _check_ttl(e: Departure) -> Finding:
         return skip("ttl", "no packet to see it in")
     zero = [one for one in e.streams if one.ttl == 0]
     if zero and not e.outer:
-        seen = f"{packets(_total(zero))} with TTL 0 by {listed(unique(one.interface for one in zero))}"
+        seen = f"{packets(total(zero))} with TTL 0 by {listed(unique(one.interface for one in zero))}"
         return finding("ttl", "fail", "sent-ttl-zero", seen, **_about(e))
     low = [one for one in e.outer if one.ttl == 1]
     if low and not stays_on_link(e.group.address):
@@ -131,17 +127,17 @@ def _check_interface(e: Departure) -> Finding:
         local = e.local
         if all(one.ttl == 0 for one in local):
             return ok(name, "lo, as packets with TTL 0 do")
-        seen = f"{packets(_total(local))} by lo; " + (
+        seen = f"{packets(total(local))} by lo; " + (
             "this host has no route for the group" if e.route is None else f"the route is by {e.route.interface}"
         )
         return finding(name, "fail", "stays-on-lo", seen, **_about(e))
     names = unique(one.interface for one in e.outer)
     if e.asked and not set(names) & set(e.asked):
         words = {**_about(e), "interface": ",".join(e.asked), "arriving": listed(names)}
-        return finding(name, "fail", "leaves-elsewhere", f"{packets(_total(e.outer))} by {listed(names)}", **words)
+        return finding(name, "fail", "leaves-elsewhere", f"{packets(total(e.outer))} by {listed(names)}", **words)
     tunnels = [one.name for one in e.present if one.name in names and not one.multicast]
     if tunnels and len(tunnels) == len(names):
-        return finding(name, "warn", "by-tunnel", f"{packets(_total(e.outer))} by {listed(tunnels)}",
+        return finding(name, "warn", "by-tunnel", f"{packets(total(e.outer))} by {listed(tunnels)}",
                        **{**_about(e), "interface": listed(tunnels)})
     return ok(name, listed(names))
 
@@ -165,7 +161,7 @@ def _check_address(e: Departure) -> Finding:
     expected = mac_of(e.group.address)
     wrong = [one for one in e.outer if one.mac not in ("", expected, "00:00:00:00:00:00")]
     if wrong:
-        seen = f"{packets(_total(wrong))} to {wrong[0].mac}"
+        seen = f"{packets(total(wrong))} to {wrong[0].mac}"
         return finding("address", "warn", "sent-other-mac", seen, **{**_about(e, wrong), "mac": expected})
     return ok("address", expected) if e.outer else skip("address", "no packet to see it in")
 
@@ -177,7 +173,7 @@ def _check_size(e: Departure) -> Finding:
     cut = sum(one.fragmented for one in e.outer)
     largest = max(one.largest for one in e.outer)
     if cut:
-        seen = f"{cut} of {_total(e.outer)} left in fragments; the longest has {largest} bytes"
+        seen = f"{cut} of {total(e.outer)} left in fragments; the longest has {largest} bytes"
         return finding("size", "warn", "sent-fragments", seen, **{**_about(e), "most": _ONE_FRAME[e.family]})
     return ok("size", f"up to {largest} bytes, each in one frame")
 
@@ -187,7 +183,7 @@ def _check_loopback(e: Departure) -> Finding:
     if e.heard is None or not e.outer:
         return skip("loopback", "no program of this host listens" if e.heard is None else "nothing is sent")
     if not e.heard:
-        seen = f"{packets(_total(e.outer))} left, 0 were heard here; joined on {listed(e.members)}"
+        seen = f"{packets(total(e.outer))} left, 0 were heard here; joined on {listed(e.members)}"
         return finding("loopback", "warn", "unheard", seen, **_about(e))
     return ok("loopback", f"{packets(e.heard)} heard on this host")
 
