@@ -40,6 +40,7 @@ from multicast.senders import sendto
 from multicast.sockets import Group, WhichInterfaces, named
 
 from . import firewall, kernel
+from .departure import watch_for
 from .firewall import Rule
 from .kernel import Bridge, Holder, Program, SourceFilter
 from .lines import Line, Lines
@@ -436,7 +437,7 @@ def gather(
         counted = kernel.counters(ipv6)
         first = kernel.holders()
         dropped = {inode: drops for inode, (_, drops) in first.items()}
-        _wait(poller, wait, ears, progress)
+        watch_for(poller, wait, progress, lambda: sum(ears.narrow.counts.values()))
         counted = {name: value - counted.get(name, 0) for name, value in kernel.counters(ipv6).items()}
         after = kernel.holders()
         refused_here = sum(
@@ -550,22 +551,6 @@ def _close_ears(poller: Poller) -> None:
     for ear in list(poller):
         if isinstance(ear, _Ear):
             ear.close()
-
-
-def _wait(poller: Poller, wait: float, ears: _Ears, progress: Callable[[float, int], object] | None) -> None:
-    """Poll for so many seconds, and tell from time to time how many are left and how many packets came."""
-    end = poller.time() + wait
-
-    def tell() -> None:
-        left = end - poller.time()
-        if progress is not None:
-            progress(max(0.0, left), sum(ears.narrow.counts.values()))
-        if left > 0:
-            poller.call_later(min(0.5, left), tell)
-
-    tell()
-    poller.run_until(lambda: poller.time() >= end)
-    _drain(poller)
 
 
 def _drain(poller: Poller) -> None:
