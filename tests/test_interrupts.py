@@ -377,6 +377,15 @@ class Asker(Requester):
         self.ends += 1
 
 
+# The lines that tell host and port of an address, which the handler of a requester asks for; in C there are none.
+_OF_ADDRESSES = {
+    f"batch.py:{line}"
+    for name in ("host", "port")
+    if (told := getattr(vars(Address)[name], "fget", None)) is not None
+    for _, _, line in told.__code__.co_lines()
+}
+
+
 def test_a_request_ends_once_and_loses_no_reply_but_the_one_that_is_looked_at(free_port: int) -> None:
     def trial(place: int) -> str:
         clock = Clock()
@@ -400,7 +409,7 @@ def test_a_request_ends_once_and_loses_no_reply_but_the_one_that_is_looked_at(fr
             if asker.got != PACKETS[:3]:
                 # Its own handler had the reply in its hands: it finds out what it answers before it hands it on.
                 assert len(asker.got) == 2, where
-                assert where.startswith(("discovery/", "poller/polling.py")), where
+                assert where.startswith(("discovery/", "poller/polling.py")) or where in _OF_ADDRESSES, where
         return where
 
     assert each_place(trial) > 100
