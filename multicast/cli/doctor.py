@@ -128,9 +128,8 @@ def _compare(
     finding = found.finding
     if out.json:
         out.event("check", **_fields(finding))
-        _write_summary(out, found, finding.status != "fail", finding if finding.status == "fail" else None, [
-            finding.code for _ in range(finding.status == "warn")
-        ])  # fmt: skip
+        failed, warned = finding.status == "fail", finding.status == "warn"
+        _write_summary(out, found, not failed, finding if failed else None, [finding.code] if warned else [])
     elif finding.status == "ok":
         _write(out, "", f"No fault found: {finding.cause}.", "green")
     else:

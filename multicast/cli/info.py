@@ -15,10 +15,8 @@ from ._captures import capture_file
 from ._errors import Exit
 from ._input import named
 from ._output import Output, plural, printable, where
-from .top import amount, percent, span
+from .top import KINDS, amount, percent, span
 
-_KINDS = {Numbering.NONE: "-", Numbering.RTP: "RTP", Numbering.TS: "TS", Numbering.PROBE: "ping",
-          Numbering.MOLDUDP64: "feed"}  # fmt: skip
 _SECOND = 1_000_000_000
 
 
@@ -52,7 +50,7 @@ class _File:
 
     def kind(self, flow: Flow) -> str:
         """Return what the packets of a flow are, for people; - where it is not known."""
-        return self.protocols.get(flow.key) or _KINDS[flow.numbering]
+        return self.protocols.get(flow.key) or KINDS[flow.numbering]
 
     @property
     def seconds(self) -> float:

@@ -262,7 +262,8 @@ def _sources(flows: Sequence[Flow]) -> dict[FlowKey, str]:
 
 
 _MARKS = {"_": "red", "!": "bold red", ":": "yellow", "<": "yellow", ".": "green"}
-_KINDS = {
+#: What the ways to number packets are called in tables.
+KINDS = {
     Numbering.NONE: "-",
     Numbering.RTP: "RTP",
     Numbering.TS: "TS",
@@ -346,7 +347,7 @@ class Table:
                 _cut(where(flow.key.group, flow.key.port)),
                 _cut(written[flow.key]),
                 _cut(flow.key.interface, 15),
-                _KINDS[flow.numbering],
+                KINDS[flow.numbering],
                 amount(flow.now.rate),
                 amount(flow.now.bits),
                 percent(flow.loss),
@@ -499,7 +500,7 @@ def _web_row(flow: Flow, source: str) -> dict[str, object]:
         "group": where(flow.key.group, flow.key.port),
         "source": source,
         "interface": flow.key.interface,
-        "kind": _KINDS[flow.numbering] if numbered else "",
+        "kind": KINDS[flow.numbering] if numbered else "",
         "rate": round(flow.now.rate, 3),
         "bits": round(flow.now.bits),
         "loss": known(flow.loss),
@@ -577,7 +578,7 @@ def _tell_totals(out: Output, measurement: _Measurement | _Recorded) -> None:
             continue
         key, numbered = flow.key, flow.numbering is not Numbering.NONE
         rows.append((
-            where(key.group, key.port), written[key], key.interface, _KINDS[flow.numbering],
+            where(key.group, key.port), written[key], key.interface, KINDS[flow.numbering],
             str(flow.packets), amount(flow.bytes), str(flow.lost) if numbered else "-", percent(flow.loss),
             str(flow.duplicates) if numbered else "-", str(flow.reordered) if numbered else "-", span(flow.jitter),
         ))  # fmt: skip

@@ -46,7 +46,7 @@ from .kernel import Bridge, Holder, Program, SourceFilter
 from .lines import Line, Lines
 from .wire import Sealed, Seen, Table, Wire
 
-__all__ = ["Evidence", "gather"]
+__all__ = ["BETWEEN_LOOKS", "Evidence", "gather"]
 
 _log = logging.getLogger("multicast")
 
@@ -55,8 +55,8 @@ _SELF_TEST = "239.255.77.77"
 _ASKED_MOST = 32
 # Of how many interfaces the filters of tc are asked for; a program is started for each.
 _TC_MOST = 8
-# How many packets may come between two looks that are meant to be at the same time.
-_BETWEEN_LOOKS = 5
+#: How many packets may come between two looks that are meant to be at the same time.
+BETWEEN_LOOKS = 5
 # How many batches are read before the look begins and when it is over. A flood does not end with it.
 _DRAIN = 16
 
@@ -220,7 +220,7 @@ class Evidence:
         for source, seen in came.items():
             count = sum(one.packets for one in seen)
             lost = count - got.get(source, 0)
-            if lost > max(_BETWEEN_LOOKS, count // 5) and not any(one.fragmented for one in seen):
+            if lost > max(BETWEEN_LOOKS, count // 5) and not any(one.fragmented for one in seen):
                 worst = max(seen, key=lambda one: one.packets - by.get((one.interface, one.source), 0))
                 found.append(replace(worst, packets=lost))
         return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from multicast.doctor.evidence import Evidence
+from multicast.doctor.evidence import BETWEEN_LOOKS, Evidence
 from multicast.doctor.kernel import Holder, Program
 from multicast.doctor.messages import Finding, Status
 
@@ -218,7 +218,7 @@ def check_buffer(e: Evidence) -> Finding:
             seen += f"; net.core.rmem_max = {limit}" + (f", rmem_default = {default}" if default else "")
         words = {**about(e), "program": worst.name, "dropped": worst.dropped, "wanted": max(4 << 20, 2 * limit),
                  "pid": _pid(worst), "came": e.delivered}
-        few = max(_BETWEEN_LOOKS, e.delivered // 20)
+        few = max(BETWEEN_LOOKS, e.delivered // 20)
         if surely and worst.dropped + few >= e.delivered > 2 * few:
             return finding("buffer", "fail", "reads-nothing", seen, **words)
         size = 0 if worst.inside is None else worst.inside.rcvbuf  # twice what was asked for (socket(7))
@@ -254,7 +254,7 @@ def _refused_at_socket(e: Evidence, holder: Holder) -> Finding:
         return finding("buffer", "fail", "ipsec", seen, **{**words, "counter": counter})
     # A program that wants a part of the packets is in order: a regular expression, a shard.
     surely = holder.address == e.group.address or sole(e)
-    few = max(_BETWEEN_LOOKS, e.delivered // 20)
+    few = max(BETWEEN_LOOKS, e.delivered // 20)
     plain = holder.inside is not None and not holder.inside.filtered
     if plain and surely and holder.dropped + few >= e.delivered > 2 * few:
         return finding("buffer", "fail", "refused-by-cgroup", f"{seen}; {packets(e.delivered)} came here", **words)
@@ -267,8 +267,6 @@ def _refused_at_socket(e: Evidence, holder: Holder) -> Finding:
     return ok("buffer", f"{holder.name} does not overflow; a filter of its socket refused {packets(holder.dropped)}")
 
 
-# How many packets may come between two looks that are meant to be at the same time.
-_BETWEEN_LOOKS = 5
 # A packet is charged with at least this, its headers included (SKB_TRUESIZE in include/linux/skbuff.h).
 _CHARGED = 512
 
